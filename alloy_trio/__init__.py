@@ -1,0 +1,107 @@
+"""
+The agent loop for Trio: send messages to any LLM, run the tools it asks for, loop until done.
+
+    result = await alloy_trio.run("Read pyproject.toml and tell me the version", provider="demo", tools=[read])
+"""
+
+# General layout:
+#
+# Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
+# `.providers`, `.tools` and `.testing`, each name from exactly one of them.
+#
+# A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
+#
+#   0  nouns           _errors _messages _usage _result _util _background
+#   1  facts and kit   _codec _events _session
+#   2  languages       providers/_base _sse _json _classify _origin · tools/_tool _schema _threads
+#   3  wires, edges    providers/_anthropic _openai _openai_compat (pure) _http _demo · tools/_read _write _edit _bash _executor
+#   4  the turn        _config _state _loop · providers/_names
+#   5  the run         _run
+#   6  doors           repl/ testing/ __main__
+#
+# To understand it all, read: _messages, _events, providers/_base, _state, _loop, _run, tools/_executor.
+
+from __future__ import annotations
+
+from ._config import RunOptions as RunOptions
+from ._errors import AlloyError as AlloyError
+from ._errors import AuthenticationError as AuthenticationError
+from ._errors import BadRequest as BadRequest
+from ._errors import ConnectionFailed as ConnectionFailed
+from ._errors import ContextTooLong as ContextTooLong
+from ._errors import InvalidOption as InvalidOption
+from ._errors import ModelRetry as ModelRetry
+from ._errors import Overloaded as Overloaded
+from ._errors import ProviderError as ProviderError
+from ._errors import ProviderTimeout as ProviderTimeout
+from ._errors import RateLimited as RateLimited
+from ._errors import RequestCancelled as RequestCancelled
+from ._errors import RunTimeout as RunTimeout
+from ._errors import ToolError as ToolError
+from ._errors import WireError as WireError
+from ._messages import Audio as Audio
+from ._messages import Document as Document
+from ._messages import Image as Image
+from ._messages import Message as Message
+from ._messages import Opaque as Opaque
+from ._messages import ServerToolResult as ServerToolResult
+from ._messages import ServerToolUse as ServerToolUse
+from ._messages import Text as Text
+from ._messages import Thinking as Thinking
+from ._messages import ToolResult as ToolResult
+from ._messages import ToolUse as ToolUse
+from ._messages import Video as Video
+from ._result import Result as Result
+from ._result import ToolCall as ToolCall
+from ._run import EventStream as EventStream
+from ._run import run as run
+from ._run import run_sync as run_sync
+from ._run import stream as stream
+from ._session import Session as Session
+from ._usage import Usage as Usage
+from ._util import export as _export
+from .tools._tool import ToolContext as ToolContext
+from .tools._tool import tool as tool
+
+__all__ = [
+    "AlloyError",
+    "Audio",
+    "AuthenticationError",
+    "BadRequest",
+    "ConnectionFailed",
+    "ContextTooLong",
+    "Document",
+    "EventStream",
+    "Image",
+    "InvalidOption",
+    "Message",
+    "ModelRetry",
+    "Opaque",
+    "Overloaded",
+    "ProviderError",
+    "ProviderTimeout",
+    "RateLimited",
+    "RequestCancelled",
+    "Result",
+    "RunOptions",
+    "RunTimeout",
+    "ServerToolResult",
+    "ServerToolUse",
+    "Session",
+    "Text",
+    "Thinking",
+    "ToolCall",
+    "ToolContext",
+    "ToolError",
+    "ToolResult",
+    "ToolUse",
+    "Usage",
+    "Video",
+    "WireError",
+    "run",
+    "run_sync",
+    "stream",
+    "tool",
+]
+
+_export(globals(), __all__)

@@ -1,0 +1,68 @@
+"""
+A task beside the body of an `async with`, whose end does not disturb what the body raises.
+
+A plain nursery wraps the body's exception into a group. Here it leaves as it came: on exit the task is cancelled and joined,
+then the body's exception goes on, the same object, also when it is a group itself. What the task raised is kept in `error`,
+for the owner to raise where it belongs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+
+class Background:
+    """
+    Runs `fn` while the body runs.
+
+    Attributes:
+        error: What `fn` raised, if it did.
+    """
+
+    error: Exception | None = None
+
+    def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
+        self._fn = fn
+        self._done = trio.Event()
+        self._manager = trio.open_nursery()
+        self._scope: trio.CancelScope | None = None
+
+    async def __aenter__(self) -> Self:
+        nursery = await self._manager.__aenter__()
+        self._scope = nursery.cancel_scope
+        nursery.start_soon(self._run)
+        return self
+
+    async def _run(self) -> None:
+        try:
+            await self._fn()
+        except Exception as error:  # noqa: BLE001 - the owner raises it
+            self.error = error
+        finally:
+            self._done.set()
+
+    def cancel(self) -> None:
+        """Cancel the task; leaving the body waits for it."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+        with trio.CancelScope(shield=True):
+            await self._done.wait()
+        joined = False
+        try:
+            await self._manager.__aexit__(None, None, None)
+            joined = True
+        finally:
+            # A cancel from outside arrives here too, as the nursery's; the body's own exception goes before it.
+            if not joined and error is not None:
+                raise error

@@ -1,0 +1,131 @@
+"""
+Everything that goes wrong, split by who is at fault.
+
+    AlloyError                   .result where a run was under way
+    ├── ProviderError            the remote end: .provider .model .status .retryable .retry_after .request_id
+    │   ├── AuthenticationError  the key is missing, wrong, or not allowed to do this
+    │   ├── RateLimited          too many requests, or no quota left (then not retryable)
+    │   ├── Overloaded           the provider cannot serve anybody just now
+    │   ├── BadRequest           we, or the caller, sent what the provider refuses
+    │   │   └── ContextTooLong   the prompt does not fit the model's window
+    │   ├── ConnectionFailed     no connection, or one that broke
+    │   ├── ProviderTimeout      no byte came for too long
+    │   └── WireError            bytes we could not understand
+    ├── ToolError                raised by tool authors: an error result for the model, never the end of a run
+    │   └── ModelRetry           the same, when the model should call again with other input
+    ├── RunTimeout               the run's own deadline passed (also a trio.TooSlowError)
+    ├── RequestCancelled         told to others than the one who was cancelled, to whom it is trio.Cancelled
+    └── InvalidOption            a call that cannot be right (also a TypeError); nothing was sent
+
+`trio.Cancelled` is none of ours: it is never caught, wrapped or mapped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from ._result import Result
+
+
+class AlloyError(Exception):
+    """
+    The root of all errors of this package.
+
+    Attributes:
+        result: What the run had done when it failed (history, usage, tool calls), where a run was under way.
+    """
+
+    result: Result | None = None
+
+
+class ProviderError(AlloyError):
+    """
+    The remote end failed, or refused.
+
+    Attributes:
+        provider: The provider's name, as in `Provider.name`.
+        model: The model that was asked.
+        status: The HTTP status, or None where there was none: an error inside a stream, a refused connection.
+        retryable: Whether the same request may succeed later.
+        retry_after: Seconds that the provider asks us to wait, or None.
+        request_id: The provider's id of the request, to be quoted to its support.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str | None = None,
+        model: str | None = None,
+        status: int | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.model = model
+        self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.request_id = request_id
+
+
+class AuthenticationError(ProviderError):
+    """The key is missing, wrong, or not allowed to do this."""
+
+
+class RateLimited(ProviderError):
+    """Too many requests (retryable), or no quota or credit left (not retryable)."""
+
+
+class Overloaded(ProviderError):
+    """The provider cannot serve anybody just now: 529, 503, or its word for it inside a stream."""
+
+
+class BadRequest(ProviderError):
+    """The provider refuses what was sent; the same request will fail again."""
+
+
+class ContextTooLong(BadRequest):
+    """The prompt does not fit the model's window."""
+
+
+class ConnectionFailed(ProviderError):
+    """No connection could be made, or it broke before the answer was complete."""
+
+
+class ProviderTimeout(ProviderError):
+    """No byte came for longer than the provider's `stall_timeout`."""
+
+
+class WireError(ProviderError):
+    """Bytes, or an answer, that could not be understood."""
+
+
+class ToolError(AlloyError):
+    """
+    Raised by a tool to report a failure to the model.
+
+    The text becomes an error result of that call and the run goes on. Raise it for what the model should know
+    ("no such city"); any other exception becomes an error result too, and is logged with its traceback.
+    """
+
+
+class ModelRetry(ToolError):
+    """Raised by a tool when the model should call it again with other input; the text says what was wrong."""
+
+
+class RunTimeout(AlloyError, trio.TooSlowError):
+    """The run's own deadline (`timeout=`) passed. `.result` has what was done until then."""
+
+
+class RequestCancelled(AlloyError):
+    """The request was cancelled by somebody else than the one who waits for it."""
+
+
+class InvalidOption(AlloyError, TypeError):
+    """An option, or a combination of options, that cannot be right. Raised before anything is sent."""

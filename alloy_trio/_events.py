@@ -1,0 +1,215 @@
+"""
+What happens during a run, as a closed union of frozen events, and the envelope they travel in.
+
+A provider emits deltas while it reads (`TextDelta`, `ThinkingDelta`, `ToolInputDelta`) and one `BlockEnd` as each block is
+complete; the loop emits the rest. Made for `match`; a new kind of event is a new member of `Event`, never a subclass.
+"""
+
+from typing import Any, Literal, Self, TypeAlias
+
+import attrs
+
+from ._messages import Block, Message, Outcome
+from ._result import Status
+from ._usage import Usage
+from ._util import JSONObject
+
+
+@attrs.frozen
+class TextDelta:
+    """A piece of the answer's text, never empty."""
+
+    text: str
+
+
+@attrs.frozen
+class ThinkingDelta:
+    """A piece of the model's reasoning, never empty, never part of the answer's text."""
+
+    text: str
+
+
+@attrs.frozen
+class ToolInputDelta:
+    """
+    A piece of the JSON of a call's arguments, as the model writes it.
+
+    Attributes:
+        id: The call's id.
+        name: The tool's name.
+        json: The piece; only all pieces of a call together are JSON.
+    """
+
+    id: str
+    name: str
+    json: str
+
+
+@attrs.frozen
+class BlockEnd:
+    """A block of the answer is complete."""
+
+    block: Block
+
+
+@attrs.frozen
+class RunStart:
+    """A run begins. Always the first event."""
+
+    session_id: str
+    provider: str
+    model: str | None
+
+
+@attrs.frozen
+class TurnStart:
+    """The model is asked. The envelope has the turn's number."""
+
+
+@attrs.frozen
+class TurnEnd:
+    """
+    The model has answered. Its tools, if it asked for any, start after this.
+
+    Attributes:
+        message: The answer, as it stands in the history.
+        stop_reason: Why the model stopped.
+        usage: Tokens of this turn.
+    """
+
+    message: Message
+    stop_reason: str
+    usage: Usage
+
+
+@attrs.frozen
+class ToolStart:
+    """A tool call begins."""
+
+    id: str
+    name: str
+    input: JSONObject
+
+
+@attrs.frozen
+class ToolEnd:
+    """
+    A tool call has ended.
+
+    Attributes:
+        id: The call's id.
+        name: The tool's name.
+        input: Its input.
+        outcome: How it ended; `abandoned` means that its thread is still running.
+        duration: Seconds since its start.
+        error: What the model is told went wrong, or None.
+        start_event_seq: Number of the `ToolStart` it belongs to.
+    """
+
+    id: str
+    name: str
+    input: JSONObject
+    outcome: Outcome
+    duration: float
+    error: str | None
+    start_event_seq: int
+
+
+@attrs.frozen
+class Custom:
+    """
+    An event of a tool's or a program's own, from `ToolContext.emit`.
+
+    Attributes:
+        name: What it is.
+        payload: JSON data.
+    """
+
+    name: str
+    payload: JSONObject
+
+
+@attrs.frozen
+class RunEnd:
+    """
+    The run is over. Always the last event.
+
+    Attributes:
+        status: How it ended.
+        turns: How many answers of the model it took.
+        usage: Tokens of the whole run.
+        error: The readable message of what ended it, or None.
+    """
+
+    status: Status
+    turns: int
+    usage: Usage
+    error: str | None = None
+
+
+ProviderEvent: TypeAlias = TextDelta | ThinkingDelta | ToolInputDelta | BlockEnd
+"""What a provider emits while it streams."""
+
+Event: TypeAlias = ProviderEvent | RunStart | TurnStart | TurnEnd | ToolStart | ToolEnd | Custom | RunEnd
+"""Everything that happens in a run."""
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    TextDelta,
+    ThinkingDelta,
+    ToolInputDelta,
+    BlockEnd,
+    RunStart,
+    TurnStart,
+    TurnEnd,
+    ToolStart,
+    ToolEnd,
+    Custom,
+    RunEnd,
+)
+
+
+@attrs.frozen(kw_only=True)
+class Envelope:
+    """
+    An event with its place in the run; version 1.
+
+    Attributes:
+        v: The envelope's version.
+        seq: 1 for the first event of a run, rising by one.
+        correlation_id: The same for all events of a run: the context's `request_id`, else its `correlation_id`, else a
+            random one that starts with the session's id.
+        turn: Which answer of the model it belongs to, from 1; 0 before the first.
+        ts: Seconds since the epoch (`time.time()`).
+        event: The event; it repeats none of the above.
+    """
+
+    v: Literal[1] = 1
+    seq: int
+    correlation_id: str
+    turn: int
+    ts: float
+    event: Event
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the envelope as JSON data: the event's kind under `event`, its fields under `payload`."""
+        from ._codec import dump, tag  # noqa: PLC0415 - cattrs is loaded by those who serialize
+
+        head = {
+            "v": self.v,
+            "seq": self.seq,
+            "correlation_id": self.correlation_id,
+            "turn": self.turn,
+            "ts": self.ts,
+        }
+        return {**head, "event": tag(type(self.event)), "payload": dump(self.event)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read what `to_dict` wrote. A kind of event that is not known here becomes a `Custom` of that name."""
+        from ._codec import load, tag  # noqa: PLC0415 - as above
+
+        rest = {key: value for key, value in data.items() if key not in {"event", "payload"}}
+        for kind in EVENT_TYPES:
+            if tag(kind) == data["event"]:
+                return cls(**rest, event=load(data["payload"], kind))
+        return cls(**rest, event=Custom(data["event"], data["payload"]))

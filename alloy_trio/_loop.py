@@ -1,0 +1,207 @@
+"""
+The loop: ask the model, run the tools it asks for, ask again, until it is done.
+
+A function without a state of its own: options in, result out, all that changes is the `RunState`. Per turn:
+
+    ask ── refusal ─────────────────────────────────────────────► raise ProviderError, the refused text stays out
+     │  ── cut at the cap inside a tool call ───────────────────► answer each call with an error, raise ProviderError
+     │  ── pause_turn (the provider wants to go on) ──► ask again as it is
+     │  ── tool calls ──► run them ──► their results ──► ask again
+     │  ── done, but `until_tool` was not called ──► remind ──► ask again
+     └─ ── done ────────────────────────────────────────────────► completed
+    and before each: max_turns reached? ────────────────────────► max_turns
+
+Invariant: whenever this function awaits, the state can be cut, and what is left is a valid history (see `_state`). So an answer
+and the batch of its calls enter the state in one step, and results enter it all at once. `trio.Cancelled` passes through
+untouched; a `finally` reduces the turn under way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ._errors import AlloyError, InvalidOption, ProviderError, RunTimeout, WireError
+from ._events import BlockEnd, RunEnd, RunStart, TurnEnd, TurnStart
+from ._messages import Message
+from ._state import Emitter, Recorder, RunState
+from .providers._base import Request, Response, StopReason, provider_model, provider_name, stream
+from .tools._executor import Batch, ToolSettings
+
+if TYPE_CHECKING:
+    from ._config import Config
+    from ._events import ProviderEvent
+    from ._result import Result, Status
+    from ._state import Sink
+
+_THREADS = 40  # at once in one run; Trio's own default for the threads of a whole program
+
+
+def begin(config: Config, prompt: str | Message | None, sink: Sink | None = None) -> RunState:
+    """
+    Return the state of a run that has not asked anything yet.
+
+    Raises:
+        InvalidOption: There is nothing to ask: no prompt, and no messages.
+    """
+    messages = list(config.session.messages)
+    if prompt is not None:
+        messages.append(prompt if isinstance(prompt, Message) else Message.user(prompt))
+    if not messages:
+        raise InvalidOption("nothing to ask: give a prompt, or messages= to go on with")
+    emitter = Emitter(config.correlation_id, config.on_event, sink)
+    return RunState(
+        messages=messages, session=config.session, emitter=emitter, prior_usage=config.session.usage
+    )
+
+
+async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Result:
+    """
+    Run to the end, and return the result; `state` has it too, up to date at every moment.
+
+    Raises:
+        ProviderError: The provider failed; with `.result`, as all errors of ours.
+        RunTimeout: The run's own deadline passed.
+        Exception: What a provider of your own raises.
+    """
+    provider = config.provider
+    origin = provider_name(provider), provider_model(provider), getattr(provider, "origin", None)
+    status: Status | None = None
+    error: Exception | None = None
+    timeout = math.inf if config.timeout is None else config.timeout
+    scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+    try:
+        with scope:
+            await state.emitter.emit(RunStart(config.session.id, origin[0], origin[1]))
+            status = await _turns(config, state, streaming=streaming)
+    except Exception as caught:  # noqa: BLE001 - raised again below, with the result
+        status, error = "error", caught
+    finally:
+        state.cut("timed_out" if scope.cancelled_caught else "cancelled", *origin)
+    if status is None:
+        status, error = (
+            "timed_out",
+            RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds"),
+        )
+    state.ended = result = state.result(status, error)
+    if isinstance(error, AlloyError):
+        error.result = result
+    try:
+        await state.announce_cut()
+        await state.emitter.emit(
+            RunEnd(status, state.turns, state.usage, None if error is None else str(error))
+        )
+    finally:
+        if error is not None:  # also when nobody takes the last event: how the run ended is settled
+            raise error
+    return state.result(status)
+
+
+async def _turns(config: Config, state: RunState, *, streaming: bool) -> Status:
+    settings = _tool_settings(config, state)
+    done = config.until_tool is None
+    while state.turns < config.max_turns:
+        response = await _ask(config, state, streaming=streaming)
+        batch = _take(response, state, settings, config)
+        await state.emitter.emit(TurnEnd(response.message, response.stop_reason, response.usage))
+        if batch is not None:
+            await batch.run()
+            done = done or config.until_tool in batch.succeeded
+            state.close_batch()
+        elif response.stop_reason is not StopReason.PAUSE_TURN:
+            if done:
+                return "completed"
+            state.messages.append(Message.user(_REMINDER.format(config.until_tool)))
+        state.commit()
+    return "max_turns"
+
+
+_REMINDER = "You have not finished yet: go on, and call the tool `{}` with your result."
+
+
+async def _ask(config: Config, state: RunState, *, streaming: bool) -> Response:
+    """Ask the model once. While it answers, the recorder notes what could be kept of the answer."""
+    emitter = state.emitter
+    emitter.turn = state.turns + 1
+    await emitter.emit(TurnStart())
+    request = Request(
+        messages=tuple(state.messages),
+        tools=tuple(config.tools.values()),
+        system_prompt=config.system_prompt,
+        max_output_tokens=config.max_output_tokens,
+    )
+    recorder = state.recorder = Recorder()
+
+    async def emit(*events: ProviderEvent) -> None:
+        recorder.take(events)
+        await emitter.emit(*events)
+
+    if streaming:
+        response = await stream(config.provider, request, emit)
+    else:
+        response = await config.provider.complete(request)
+        _check(response, config)
+        await emitter.emit(*map(BlockEnd, response.message.content))
+    return _check(response, config)
+
+
+def _check(response: Any, config: Config) -> Response:
+    """Trust no provider of the user's own: what it returns is looked at before it enters the history."""
+    name = provider_name(config.provider)
+    if not isinstance(response, Response):
+        raise WireError(f"provider {name} returned {response!r:.200}, which is no Response", provider=name)
+    if response.stop_reason not in set(StopReason):
+        raise WireError(
+            f"provider {name} stopped for {response.stop_reason!r}, which is none of {', '.join(StopReason)}",
+            provider=name,
+        )
+    return response
+
+
+def _take(response: Response, state: RunState, settings: ToolSettings, config: Config) -> Batch | None:
+    """Put an answer into the state, in one step with the batch of its calls. Returns the batch that is to run."""
+    state.recorder = None
+    state.turns += 1
+    state.usage += response.usage
+    state.stop_reason = str(response.stop_reason)
+    state.metadata.update(response.metadata)
+    if response.message.provider_state:
+        state.metadata["provider_state"] = dict(response.message.provider_state)
+    if response.stop_reason is StopReason.REFUSAL:
+        raise _stopped(
+            config, f"the model refused to answer: {response.metadata.get('refusal') or 'no reason given'}"
+        )
+    if response.message.content:
+        state.messages.append(response.message)
+    if not response.message.tool_uses:
+        return None
+    state.batch = Batch(response.message.tool_uses, settings, state.emitter.emit)
+    if response.stop_reason is StopReason.MAX_TOKENS:
+        cap = config.max_output_tokens or "the provider's default"
+        advice = f"the answer was cut at max_output_tokens ({cap}) inside a tool call: allow more, or ask for less at once"
+        state.batch.refuse(advice)
+        state.close_batch()
+        raise _stopped(config, advice)
+    return state.batch
+
+
+def _stopped(config: Config, message: str) -> ProviderError:
+    return ProviderError(
+        message, provider=provider_name(config.provider), model=provider_model(config.provider)
+    )
+
+
+def _tool_settings(config: Config, state: RunState) -> ToolSettings:
+    return ToolSettings(
+        tools=config.tools,
+        timeout=config.tool_timeout,
+        cancel_grace=config.cancel_grace,
+        limiter=trio.CapacityLimiter(_THREADS),
+        working_directory=config.working_directory,
+        allowed_paths=config.allowed_paths or (config.working_directory,),
+        context=config.context,
+        deps=config.deps,
+        correlation_id=state.emitter.correlation_id,
+    )

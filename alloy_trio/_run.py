@@ -1,0 +1,220 @@
+"""The doors to one run: `run`, `run_sync`, and `stream` with its `EventStream`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import trio
+
+from ._background import Background
+from ._config import configure
+from ._errors import RequestCancelled
+from ._loop import begin, run_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
+    from typing import Unpack
+
+    from ._config import Config, RunOptions
+    from ._events import Envelope, Event
+    from ._messages import Message
+    from ._result import Result
+    from ._state import RunState
+
+T = TypeVar("T")
+
+
+async def run(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> Result:
+    """
+    Send a prompt to a model, run the tools it asks for, loop until it is done.
+
+    When it returns or raises, nothing of the run is running any more; only a sync tool's thread that did not end within
+    `cancel_grace` may be left, and its call's outcome says `abandoned`. A cancel of the caller is `trio.Cancelled`,
+    untouched; what was done until then is in the `Session` given as `session=`.
+
+    Args:
+        prompt: What to say; None goes on with `messages=` or `session=` as they are.
+        **options: See `RunOptions`; `provider=` is needed.
+
+    Raises:
+        InvalidOption: Something about the options; nothing was sent.
+        ProviderError: The provider failed, refused, or was cut inside a tool call. `.result` has what was done.
+        RunTimeout: `timeout=` passed. `.result` has what was done.
+    """
+    config = configure(options)
+    return await run_loop(config, begin(config, prompt), streaming=False)
+
+
+def run_sync(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> Result:
+    """
+    Do what `run` does, from a program that is not async: it starts a Trio loop of its own.
+
+    Ctrl-C cancels the run as a whole, lets it clean up, and raises `KeyboardInterrupt` then.
+
+    Raises:
+        RuntimeError: Called inside a running Trio loop: there, `await run(…)`.
+    """
+
+    async def main() -> Result:
+        return await run(prompt, **options)
+
+    return trio.run(interruptible, main)
+
+
+async def interruptible(main: Callable[[], Awaitable[T]]) -> T:
+    """
+    Call `main`; on SIGINT cancel it, and raise KeyboardInterrupt once it has cleaned up.
+
+    Left to itself, Python would raise KeyboardInterrupt in whatever line runs, and tear a cleanup in two.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return await main()  # no signals here
+    with trio.open_signal_receiver(signal.SIGINT) as signals, trio.CancelScope() as scope:
+
+        async def watch() -> None:
+            async for _ in signals:
+                scope.cancel()
+
+        async with Background(watch):
+            return await main()
+    raise KeyboardInterrupt
+
+
+def stream(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> EventStream:
+    """
+    Do what `run` does, and see it happen.
+
+        async with stream(…) as events:
+            async for event in events: …
+
+    Takes and raises what `run` does: a wrong option at once, a failed run out of the `async for`.
+    """
+    return EventStream(configure(options), prompt)
+
+
+class EventStream:
+    """
+    The events of a run, to iterate over once, inside `async with`.
+
+    The run goes on only as fast as its events are taken. Leaving the body early cancels it; leaving returns once nothing of it
+    runs any more. An exception of the body leaves as it came; if the run has failed besides, unseen, a note on it says so.
+    """
+
+    def __init__(self, config: Config, prompt: str | Message | None) -> None:
+        self._config = config
+        self._send, self._receive = trio.open_memory_channel["tuple[Envelope, ...]"](0)
+        self._state: RunState = begin(config, prompt, self._send.send)
+        self._task = Background(self._drive)
+        self._ready: deque[Envelope] = deque()
+        self._result: Result | None = None
+        self._raised = False
+        self._cancelled = False
+
+    async def _drive(self) -> None:
+        with self._send:
+            self._result = await run_loop(self._config, self._state, streaming=True)
+
+    @property
+    def result(self) -> Result:
+        """
+        The run's result, once it has ended, however it did: one that was left early or cancelled has status `cancelled`.
+
+        Raises:
+            RuntimeError: The run is not over.
+        """
+        if self._result is None and self._task.error is None:
+            raise RuntimeError(
+                "the run is not over: take the result after the `async for`, or after the `async with`"
+            )
+        return self._settle()
+
+    def cancel(self) -> None:
+        """
+        Cancel the run.
+
+        Whoever iterates gets `RequestCancelled`, with `.result`. Leaving the `async with` waits until nothing runs.
+        """
+        self._cancelled = True
+        self._task.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        envelope = await self._next()
+        if envelope is None:
+            raise StopAsyncIteration
+        return envelope.event
+
+    def envelopes(self) -> AsyncIterator[Envelope]:
+        """Iterate over the same events in their envelopes, with number, turn and time; instead of over the stream itself."""
+        return _Envelopes(self._next)
+
+    async def _next(self) -> Envelope | None:
+        """Return the next envelope, or None after the last."""
+        if self._ready:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            try:
+                self._ready.extend(await self._receive.receive())
+            except trio.EndOfChannel:
+                await self._end()
+                return None
+        return self._ready.popleft()
+
+    async def _end(self) -> None:
+        """The run is over: return if it ended well, raise, once, what it raised."""
+        if self._result is None and self._task.error is None and not self._cancelled:
+            # The run was cut by a cancel of ours from outside, which is on its way here as well.
+            await trio.sleep_forever()
+        if self._raised:
+            return
+        self._raised = True
+        if self._task.error is not None:
+            raise self._task.error
+        if self._result is None:
+            error = RequestCancelled("the run was cancelled")
+            error.result = self._settle()
+            raise error
+
+    def _settle(self) -> Result:
+        if self._result is None:
+            self._result = self._state.ended or self._state.result("cancelled")
+        return self._result
+
+    async def __aenter__(self) -> Self:
+        await self._task.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._task.__aexit__(kind, error, traceback)
+        finally:
+            self._settle()
+            self._receive.close()
+        failure = None if self._raised else self._task.error
+        self._raised = True
+        if failure is not None and error is None:
+            raise failure
+        if failure is not None and isinstance(error, Exception):
+            error.add_note(f"The run of this stream had failed as well: {type(failure).__name__}: {failure}")
+
+
+class _Envelopes:
+    def __init__(self, take: Callable[[], Awaitable[Envelope | None]]) -> None:
+        self._take = take
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Envelope:
+        envelope = await self._take()
+        if envelope is None:
+            raise StopAsyncIteration
+        return envelope

@@ -1,0 +1,70 @@
+"""A conversation that outlives its runs."""
+
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any, Self
+
+import attrs
+
+from ._codec import dumps, loads
+from ._messages import Message
+from ._usage import Usage
+from ._util import JSONObject, new_id
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _messages(messages: Iterable[Message]) -> tuple[Message, ...]:
+    return tuple(messages)
+
+
+@attrs.define(kw_only=True)
+class Session:
+    """
+    The state of a conversation: give it to `run(session=…)` again and again, store it as JSON in between.
+
+    A run given a session starts from its messages and updates it in place at every turn, and once more as it ends,
+    however it ends: also when the caller is cancelled. At each of these moments the history is valid for every provider.
+
+    Attributes:
+        id: A random text, or yours.
+        messages: The conversation so far.
+        usage: Tokens of all runs.
+        metadata: Yours, and what runs leave for the next (`provider_state`). JSON data.
+        created_at: When the session was made; UTC.
+        updated_at: When a run last changed it; UTC.
+    """
+
+    id: str = attrs.field(factory=new_id)
+    messages: tuple[Message, ...] = attrs.field(default=(), converter=_messages)
+    usage: Usage = attrs.field(factory=Usage)
+    metadata: JSONObject = attrs.field(factory=dict)
+    created_at: dt.datetime = attrs.field(factory=_now)
+    updated_at: dt.datetime = attrs.field(
+        default=attrs.Factory(lambda self: self.created_at, takes_self=True)
+    )
+
+    def update(
+        self, messages: Iterable[Message], usage: Usage, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Replace messages and usage, add to the metadata, and set `updated_at` to now."""
+        self.messages = tuple(messages)
+        self.usage = usage
+        self.metadata.update(metadata or {})
+        self.updated_at = _now()
+
+    def to_json(self) -> str:
+        """Write the session as JSON text; `from_json` gets it back without loss."""
+        return dumps(self).decode()
+
+    @classmethod
+    def from_json(cls, data: str | bytes) -> Self:
+        """
+        Read a session that `to_json` wrote, by this version or another.
+
+        Raises:
+            ValueError: The text is not JSON, or not a session.
+        """
+        return loads(data, cls)

@@ -1,0 +1,32 @@
+"""Small tools without a home of their own. Nothing here knows what an agent is."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+JSONObject: TypeAlias = dict[str, Any]
+"""A JSON object. Its values are `Any` on purpose: they are a vendor's or a model's, and checked where they are used."""
+
+
+def new_id(prefix: str = "") -> str:
+    """Return a random, URL-safe id of 22 characters behind `prefix`."""
+    return prefix + secrets.token_urlsafe(16)
+
+
+def export(namespace: dict[str, Any], names: Sequence[str]) -> None:
+    """
+    Give each exported class and function the public namespace as its `__module__`.
+
+    So that a traceback says `alloy_trio.RateLimited`, not `alloy_trio._errors.RateLimited`, and that a pickle or a
+    reference in the docs outlives a move between private modules.
+    """
+    for name in names:
+        thing = namespace[name]
+        if getattr(thing, "__module__", "").startswith("alloy_trio._") or "._" in getattr(
+            thing, "__module__", ""
+        ):
+            thing.__module__ = namespace["__name__"]

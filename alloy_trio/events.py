@@ -1,0 +1,38 @@
+"""The events of a run, as a closed union made for `match`, and the envelope they travel in."""
+
+from __future__ import annotations
+
+from ._events import BlockEnd as BlockEnd
+from ._events import Custom as Custom
+from ._events import Envelope as Envelope
+from ._events import Event as Event
+from ._events import ProviderEvent as ProviderEvent
+from ._events import RunEnd as RunEnd
+from ._events import RunStart as RunStart
+from ._events import TextDelta as TextDelta
+from ._events import ThinkingDelta as ThinkingDelta
+from ._events import ToolEnd as ToolEnd
+from ._events import ToolInputDelta as ToolInputDelta
+from ._events import ToolStart as ToolStart
+from ._events import TurnEnd as TurnEnd
+from ._events import TurnStart as TurnStart
+from ._util import export as _export
+
+__all__ = [
+    "BlockEnd",
+    "Custom",
+    "Envelope",
+    "Event",
+    "ProviderEvent",
+    "RunEnd",
+    "RunStart",
+    "TextDelta",
+    "ThinkingDelta",
+    "ToolEnd",
+    "ToolInputDelta",
+    "ToolStart",
+    "TurnEnd",
+    "TurnStart",
+]
+
+_export(globals(), __all__)

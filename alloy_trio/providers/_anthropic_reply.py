@@ -1,0 +1,335 @@
+"""
+What the Messages API answers, whole or streamed.
+
+    message_start          the message without its blocks: model, container, the first usage
+    content_block_start    a block: empty as a rule, whole where nothing of it is generated (a server tool's result)
+    content_block_delta    a piece of one field of it
+    content_block_stop
+    message_delta          stop reason, container, usage so far: cumulative, null where there is nothing new to say
+    message_stop
+
+The decoder only grows events back into the JSON that the same answer has in one piece; `Block`s and `Response` are made
+of that JSON in one place, so that both ways say the same.
+
+An answer is complete with its stop reason: what comes behind it (`message_stop`) adds nothing, and a stream that ends
+without one was cut.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from .._errors import WireError
+from .._events import BlockEnd, ProviderEvent, TextDelta, ThinkingDelta, ToolInputDelta
+from .._messages import (
+    Block,
+    Opaque,
+    ServerToolResult,
+    ServerToolUse,
+    Text,
+    Thinking,
+    ToolUse,
+)
+from .._usage import Usage
+from .._util import JSONObject
+from ._base import Response, StopReason
+from ._classify import from_error
+from ._json import as_dict, as_dicts, as_int, as_list, as_str, parse_arguments
+from ._json import decode as decode_json
+from ._sse import SSEEvent, SSEParser
+
+if TYPE_CHECKING:
+    from ._base import WireEvents
+    from ._http import HTTPProvider
+
+_STOP_REASONS = {
+    "end_turn": StopReason.END_TURN,
+    "stop_sequence": StopReason.END_TURN,
+    "tool_use": StopReason.TOOL_USE,
+    "max_tokens": StopReason.MAX_TOKENS,
+    "model_context_window_exceeded": StopReason.MAX_TOKENS,
+    "pause_turn": StopReason.PAUSE_TURN,
+    "compaction": StopReason.PAUSE_TURN,  # `pause_after_compaction`: sent back as it is, the turn goes on
+    "refusal": StopReason.REFUSAL,
+}
+
+_FIELD_OF_DELTA = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+_OVERWRITTEN = {"signature", "encrypted_content"}  # a later delta replaces these; text fields grow
+
+
+def decode(body: bytes, provider: HTTPProvider) -> Response:
+    """Say what a whole answer means. Raises the error that it is, or `WireError` where it is no answer."""
+    reply = decode_json(body)
+    message = as_dict(reply)
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if content is None and message.get("type") == "message":
+        content = []
+    if not isinstance(content, list):
+        if isinstance(reply, list) or message.get("type") == "error" or message.get("error"):
+            raise from_error(reply)
+        raise WireError(
+            "the answer is no message: it has no content; check that base_url is a server of the Messages API"
+        )
+    return _response(message, tuple(_block(block, provider.name) for block in as_dicts(content)), provider)
+
+
+def _response(message: JSONObject, content: tuple[Block, ...], provider: HTTPProvider) -> Response:
+    word = as_str(message.get("stop_reason"))
+    stop_reason = _stop_reason(word, content)
+    metadata: JSONObject = {}
+    if word and word not in _STOP_REASONS:
+        metadata["raw_stop_reason"] = word
+    if stop_reason is StopReason.REFUSAL and (details := as_dict(message.get("stop_details"))):
+        metadata["refusal"] = details
+    if extra := _provider_response(message, content):
+        metadata["provider_response"] = extra
+    container = as_str(as_dict(message.get("container")).get("id"))
+    state = {"container_id": container} if container else None
+    return Response(
+        message=provider.message(content, as_str(message.get("model")) or None, state),
+        stop_reason=stop_reason,
+        usage=_usage(as_dict(message.get("usage"))),
+        metadata=metadata,
+    )
+
+
+def _stop_reason(word: str, content: tuple[Block, ...]) -> StopReason:
+    known = _STOP_REASONS.get(word, StopReason.END_TURN)
+    if known in {StopReason.MAX_TOKENS, StopReason.REFUSAL}:
+        return known
+    return StopReason.TOOL_USE if any(isinstance(block, ToolUse) for block in content) else known
+
+
+def _provider_response(message: JSONObject, content: tuple[Block, ...]) -> JSONObject:
+    extra: JSONObject = {}
+    if citations := [note for block in content if isinstance(block, Text) for note in block.annotations]:
+        extra["citations"] = citations
+    # Compactions and advisors are billed apart: their tokens stand here only, never in the totals of `usage`.
+    iterations = as_dicts(as_dict(message.get("usage")).get("iterations"))
+    if any(iteration.get("type") != "message" for iteration in iterations):
+        extra["iterations"] = iterations
+    return extra
+
+
+def _usage(usage: JSONObject) -> Usage:
+    return Usage(
+        input_tokens=as_int(usage.get("input_tokens")),
+        output_tokens=as_int(usage.get("output_tokens")),
+        cache_creation_input_tokens=as_int(usage.get("cache_creation_input_tokens")),
+        cache_creation_1h_input_tokens=as_int(
+            as_dict(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")
+        ),
+        cache_read_input_tokens=as_int(usage.get("cache_read_input_tokens")),
+        reasoning_tokens=as_int(as_dict(usage.get("output_tokens_details")).get("thinking_tokens")),
+        server_tool_calls=sum(as_int(count) for count in as_dict(usage.get("server_tool_use")).values()),
+    )
+
+
+def _block(raw: JSONObject, provider: str) -> Block:
+    """Turn a block of the API into one of ours. What has no field of its own goes along as `provider_data`."""
+    match as_str(raw.get("type")):
+        case "text":
+            notes = as_list(raw.get("citations"))
+            return Text(as_str(raw.get("text")), notes, _rest(raw, "type", "text", "citations"))
+        case "thinking":
+            signature = as_str(raw.get("signature")) or None
+            return Thinking(
+                as_str(raw.get("thinking")), signature, _rest(raw, "type", "thinking", "signature")
+            )
+        case "redacted_thinking":
+            return Thinking("", provider_data=raw)
+        case "tool_use":
+            arguments, invalid = parse_arguments(raw.get("input"))
+            rest = _rest(raw, "type", "id", "name", "input")
+            return ToolUse(as_str(raw.get("id")), as_str(raw.get("name")), arguments, invalid, rest)
+        case kind if kind.endswith("_tool_use"):
+            arguments, _ = parse_arguments(raw.get("input"))
+            rest = _rest(raw, "id", "name", "input")
+            return ServerToolUse(as_str(raw.get("id")), as_str(raw.get("name")), arguments, rest)
+        case kind if kind.endswith("_tool_result"):
+            return ServerToolResult(as_str(raw.get("tool_use_id")), raw)
+        case _:
+            return Opaque(provider, raw)
+
+
+def _rest(raw: JSONObject, *known: str) -> JSONObject | None:
+    return {key: value for key, value in raw.items() if key not in known} or None
+
+
+@attrs.define
+class _GrowingBlock:
+    """A block while its deltas arrive: pieces in lists, joined once."""
+
+    index: int
+    raw: JSONObject
+    pieces: dict[str, list[str]] = attrs.field(factory=dict)
+    json: list[str] = attrs.field(factory=list)
+    closed: bool = False
+
+    def start(self) -> ProviderEvent | None:
+        """Return the event of what the block opened with: some servers open it with its first text, or all of it."""
+        match self.raw.get("type"):
+            case "text" if text := as_str(self.raw.get("text")):
+                return TextDelta(text)
+            case "thinking" if text := as_str(self.raw.get("thinking")):
+                return ThinkingDelta(text)
+        return None
+
+    def add(self, delta: JSONObject) -> ProviderEvent | None:
+        """Take a delta."""
+        match delta:
+            case {"type": "input_json_delta"}:
+                return self._add_json(as_str(delta.get("partial_json")))
+            case {"type": "citations_delta"}:
+                self.raw["citations"] = citations = as_list(self.raw.get("citations"))
+                citations.append(delta.get("citation"))
+                return None
+        if field := _FIELD_OF_DELTA.get(as_str(delta.get("type"))):
+            return self._set(field, delta.get(field))
+        for (
+            name,
+            value,
+        ) in delta.items():  # a compaction's, or one that is not known yet: its fields are the block's
+            if name != "type":
+                self._set(name, value)
+        return None
+
+    def _add_json(self, piece: str) -> ProviderEvent | None:
+        if not piece:
+            return None
+        self.json.append(piece)
+        if self.raw.get("type") != "tool_use":
+            return None
+        return ToolInputDelta(as_str(self.raw.get("id")), as_str(self.raw.get("name")), piece)
+
+    def _set(self, field: str, value: Any) -> ProviderEvent | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or field in _OVERWRITTEN:
+            self.raw[field] = value
+            return None
+        self.pieces.setdefault(field, [as_str(self.raw.get(field))]).append(value)
+        match self.raw.get("type"), field:
+            case "text", "text" if value:
+                return TextDelta(value)
+            case "thinking", "thinking" if value:
+                return ThinkingDelta(value)
+        return None
+
+    def whole(self) -> JSONObject:
+        """Return the block as it stands in a whole answer."""
+        grown: JSONObject = {field: "".join(pieces) for field, pieces in self.pieces.items()}
+        if text := "".join(self.json):
+            arguments, invalid = parse_arguments(text)
+            grown["input"] = arguments if invalid is None else invalid
+        return {**self.raw, **grown}
+
+
+class AnthropicDecoder:
+    """Decodes one streamed answer; see `Decoder`."""
+
+    def __init__(self, provider: HTTPProvider) -> None:
+        self._provider = provider
+        self._parser = SSEParser()
+        self._message: JSONObject = {}
+        self._content: list[Block] = []
+        self._open: list[_GrowingBlock] = []  # and what ended behind one that is still open
+        self._done = False
+
+    def feed(self, data: bytes) -> WireEvents:
+        """Take some bytes; see `Decoder.feed`."""
+        return self._take(self._parser.feed(data))
+
+    def finish(self) -> Response:
+        """Return the whole answer; see `Decoder.finish`."""
+        self._take(self._parser.close())
+        if not as_str(self._message.get("stop_reason")):
+            raise WireError("the stream ended before the answer did", retryable=True)
+        self._close_all()
+        return _response(self._message, tuple(self._content), self._provider)
+
+    def _take(self, received: list[SSEEvent]) -> WireEvents:
+        events: WireEvents = []
+        for event in received:
+            if not self._done and event.data.strip() != b"[DONE]":
+                events += self._event(as_dict(decode_json(event.data)), event.event)
+        return events
+
+    def _event(self, event: JSONObject, name: str | None) -> WireEvents:
+        match as_str(event.get("type")) or name:
+            case "message_start":
+                self._message = {**as_dict(event.get("message")), "stop_reason": None}
+            case "content_block_start":
+                return self._start(event)
+            case "content_block_delta":
+                return self._delta(event)
+            case "content_block_stop":
+                return self._stop(self._find(_index(event)))
+            case "message_delta":
+                _merge(self._message, {"usage": event.get("usage"), **as_dict(event.get("delta"))})
+            case "message_stop":
+                self._done = True
+                return self._close_all()
+            case kind if kind == "error" or event.get("error"):
+                raise from_error(event)
+        return []
+
+    def _start(self, event: JSONObject) -> WireEvents:
+        index = _index(event, self._open[-1].index + 1 if self._open else len(self._content))
+        events = self._stop(self._find(index))  # the server has not closed its last block of this index
+        return [*events, *self._grow(index, as_dict(event.get("content_block")))]
+
+    def _delta(self, event: JSONObject) -> WireEvents:
+        delta, block = as_dict(event.get("delta")), self._find(_index(event))
+        if block is None:
+            kind = as_str(delta.get("type")).removesuffix("_delta")
+            if kind not in {"text", "thinking"}:
+                return []
+            self._grow(_index(event, 0), {"type": kind})  # a server that does not open its blocks
+            block = self._open[-1]
+        piece = block.add(delta)
+        return [] if piece is None else [piece]
+
+    def _grow(self, index: int, raw: JSONObject) -> WireEvents:
+        block = _GrowingBlock(index, raw)
+        self._open.append(block)
+        return [] if (first := block.start()) is None else [first]
+
+    def _find(self, index: int | None) -> _GrowingBlock | None:
+        """Return the open block of an index, or without one the newest that is open."""
+        blocks = (block for block in reversed(self._open) if not block.closed)
+        return next((block for block in blocks if index is None or block.index == index), None)
+
+    def _stop(self, block: _GrowingBlock | None) -> WireEvents:
+        """Close a block. It ends when all that opened before it have: blocks end in the order of the message."""
+        if block is not None:
+            block.closed = True
+        events: WireEvents = []
+        while self._open and self._open[0].closed:
+            self._content.append(_block(self._open.pop(0).whole(), self._provider.name))
+            events.append(BlockEnd(self._content[-1]))
+        return events
+
+    def _close_all(self) -> WireEvents:
+        """Close what the server left open, as it does where the output cap cuts a block."""
+        return [event for block in list(self._open) for event in self._stop(block)]
+
+
+def _index(event: JSONObject, default: int | None = None) -> Any:
+    """Return which block an event is about; some servers leave it out."""
+    index = event.get("index")
+    return default if index is None else as_int(index)
+
+
+def _merge(known: JSONObject, news: JSONObject) -> None:
+    """Write `news` over what is known; a null says nothing."""
+    for key, value in news.items():
+        if isinstance(value, dict) and isinstance(known.get(key), dict):
+            known[key] = {**known[key]}
+            _merge(known[key], value)
+        elif value is not None:
+            known[key] = value

@@ -1,0 +1,193 @@
+"""
+What a provider is: a value that turns a `Request` into a `Response`.
+
+Anything with an async `complete` is one. With an async `stream` as well, it pushes events into `emit` while it reads, and
+returns the same `Response` in the end. It never runs a tool, never loops, never changes what it is given.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import attrs
+
+from .._events import BlockEnd, ProviderEvent, TextDelta, ThinkingDelta
+from .._messages import Message, Text, Thinking
+from .._usage import Usage
+from .._util import JSONObject
+from ..tools._tool import Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from .._messages import Block
+
+
+class StopReason(enum.StrEnum):
+    """
+    Why a model stopped, in one vocabulary for all providers.
+
+    A word that a provider invents becomes `END_TURN`, or `TOOL_USE` where there are calls, and stands as it came in
+    `Response.metadata["raw_stop_reason"]`.
+    """
+
+    END_TURN = "end_turn"
+    TOOL_USE = "tool_use"
+    MAX_TOKENS = "max_tokens"
+    REFUSAL = "refusal"
+    PAUSE_TURN = "pause_turn"
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """
+    What is asked of a model.
+
+    Attributes:
+        messages: The conversation.
+        tools: The tools it may ask for.
+        system_prompt: Instructions ahead of the conversation.
+        max_output_tokens: The cap on its answer, reasoning included; None leaves it to the provider.
+        tool_choice: `auto`, `any`, `none`, or the name of the tool it must call; None leaves it to the provider.
+        extra: For a provider of your own; ours ignore it.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    system_prompt: str | None = None
+    max_output_tokens: int | None = None
+    tool_choice: str | None = None
+    extra: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Response:
+    """
+    What a model answered.
+
+    Attributes:
+        message: The answer, with provider, model, origin and `provider_state`.
+        stop_reason: Why it stopped.
+        usage: The tokens, as the provider reported them; zeros where it did not.
+        metadata: What else is known: `raw_stop_reason`, `refusal`, `provider_response` (citations). JSON data.
+    """
+
+    message: Message
+    stop_reason: StopReason = StopReason.END_TURN
+    usage: Usage = attrs.field(factory=Usage)
+    metadata: JSONObject = attrs.field(factory=dict)
+
+
+class Emit(Protocol):
+    """
+    Takes the events of one read, in order, and returns when they have been taken.
+
+    Call it once with all that a read from the socket brought: the reader waits meanwhile, which is the backpressure.
+    """
+
+    def __call__(self, *events: ProviderEvent) -> Awaitable[None]:
+        """Hand over `events`."""
+        ...
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """
+    The least that a provider is.
+
+    It may have more: `name` and `model` (strings, for events and messages) and `async def stream(request, emit)`, with
+    the same contract as `complete` and `emit` an `Emit`. Without `stream`, a streaming run calls `complete` and hands
+    over the answer in one piece.
+    """
+
+    async def complete(self, request: Request) -> Response:
+        """
+        Ask the model, and return its whole answer.
+
+        Raises:
+            ProviderError: The remote end failed or refused.
+        """
+        ...
+
+
+def provider_name(provider: Provider) -> str:
+    """Return the provider's name, or its class's in lower case if it has none."""
+    return str(getattr(provider, "name", type(provider).__name__.lower()))
+
+
+def provider_model(provider: Provider) -> str | None:
+    """Return the model that the provider asks, if it says."""
+    model = getattr(provider, "model", None)
+    return None if model is None else str(model)
+
+
+async def stream(provider: Provider, request: Request, emit: Emit) -> Response:
+    """Stream from a provider, or, from one that cannot, hand over the whole answer at once."""
+    own = getattr(provider, "stream", None)
+    if own is not None:
+        response: Response = await own(request, emit)
+        return response
+    response = await provider.complete(request)
+    await emit(*as_events(response.message.content))
+    return response
+
+
+def as_events(blocks: tuple[Block, ...]) -> list[ProviderEvent]:
+    """Return the events of an answer that came in one piece."""
+    events: list[ProviderEvent] = []
+    for block in blocks:
+        match block:
+            case Text(text=text) if text:
+                events.append(TextDelta(text))
+            case Thinking(text=text) if text:
+                events.append(ThinkingDelta(text))
+        events.append(BlockEnd(block))
+    return events
+
+
+WireEvents: TypeAlias = list[ProviderEvent]
+
+
+@attrs.frozen
+class Call:
+    """
+    One HTTP request of a wire, ready to be sent: a POST.
+
+    Attributes:
+        path: Appended to the provider's base URL; begins with a slash.
+        headers: Without those that HTTP itself needs. Never shown in a repr: they carry the key.
+        body: JSON.
+    """
+
+    path: str
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+
+
+class Decoder(Protocol):
+    """
+    Turns the bytes of one streamed answer into events, without I/O.
+
+    `feed` takes the bytes as they come, cut anywhere, and returns what they complete. `finish` is called once, at the
+    end of the stream.
+    """
+
+    def feed(self, data: bytes) -> WireEvents:
+        """
+        Take some bytes.
+
+        Raises:
+            ProviderError: The stream carries an error, or cannot be understood.
+        """
+        ...
+
+    def finish(self) -> Response:
+        """
+        Return the whole answer.
+
+        Raises:
+            WireError: The stream ended before the answer did (retryable).
+        """
+        ...

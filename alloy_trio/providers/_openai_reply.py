@@ -1,0 +1,424 @@
+"""
+What the Responses API answers, whole or streamed.
+
+An answer is a list of *items*: messages, reasoning, calls. A stream tells of each item by its place in that list:
+
+    response.created               the response, still empty
+    response.output_item.added     an item begins
+    response.*.delta               a piece of one field of it
+    response.output_item.done      the item, whole
+    response.completed             the response, whole: or `incomplete`, `failed`, or an `error` of its own
+
+The decoder passes the pieces on and takes the items from `done`, or, where a server leaves that out, from the end of the
+stream, or from the pieces themselves. `Block`s and `Response` are made of items in one place, so that an answer says the
+same whichever way it came.
+
+An item that has no block of ours becomes an `Opaque`; what a block has no field for is its `provider_data`. So everything
+can go back as it came, which a model's sealed reasoning depends on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .._errors import WireError
+from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
+from .._messages import Block, Opaque, ServerToolUse, Text, Thinking, ToolUse
+from .._usage import Usage
+from .._util import JSONObject
+from ._base import Response, StopReason
+from ._classify import from_error
+from ._json import as_dict, as_dicts, as_int, as_str, parse_arguments
+from ._json import decode as decode_json
+from ._json import encode as encode_json
+from ._sse import SSEEvent, SSEParser
+
+if TYPE_CHECKING:
+    from ._base import WireEvents
+    from ._http import HTTPProvider
+
+CUSTOM_CALL = "custom_tool_call"
+
+# By status, or by the reason of one that is `incomplete`.
+_STOP_REASONS = {
+    "": StopReason.END_TURN,
+    "completed": StopReason.END_TURN,
+    "incomplete": StopReason.MAX_TOKENS,  # without a reason, as some servers leave it out
+    "max_output_tokens": StopReason.MAX_TOKENS,
+    "content_filter": StopReason.REFUSAL,
+}
+
+_FAILED = {"failed", "cancelled"}
+
+# Calls that the provider has run when we hear of them. Others (a shell, a patch, a computer) are the client's to run, in a
+# protocol of their own.
+_SERVER_CALLS = {
+    "code_execution_call",
+    "code_interpreter_call",
+    "file_search_call",
+    "image_generation_call",
+    "mcp_call",
+    "view_image_call",
+    "view_x_video_call",
+    "web_search_call",
+    "x_search_call",
+}
+
+# xAI reports the steps of its X search as calls of custom tools, which it has run itself.
+_SERVER_CUSTOM = {
+    "view_image",
+    "view_x_video",
+    "x_keyword_search",
+    "x_semantic_search",
+    "x_thread_fetch",
+    "x_user_search",
+}
+
+# What grows by a delta, and the field that numbers its parts.
+_DELTAS = {
+    "response.output_text.delta": ("text", "content_index"),
+    "response.refusal.delta": ("refusal", "content_index"),
+    "response.reasoning_summary_text.delta": ("summary", "summary_index"),
+    "response.reasoning_text.delta": ("reasoning", "content_index"),
+    "response.function_call_arguments.delta": ("arguments", ""),
+    "response.custom_tool_call_input.delta": ("input", ""),
+}
+
+
+def decode(body: bytes, provider: HTTPProvider, root: str | None = None) -> Response:
+    """
+    Say what a whole answer means.
+
+    Args:
+        body: The answer.
+        provider: Who asked.
+        root: The response that the user gave to continue from; it is noted with the new one, which stands behind it.
+
+    Raises:
+        ProviderError: The answer is an error, or none at all.
+    """
+    reply = decode_json(body)
+    response = as_dict(reply)
+    _raise_failure(response)
+    if not isinstance(response.get("output"), list):
+        if isinstance(reply, list) and reply:
+            _raise_failure(as_dict(reply[0]))
+        raise WireError(
+            "the answer is no response: it has no output; is base_url a server of the Responses API?"
+        )
+    content = [block for item in as_dicts(response["output"]) for block in _blocks(item, provider.name)]
+    return _response(response, tuple(content), provider, root)
+
+
+def _raise_failure(response: JSONObject) -> None:
+    """Raise the error that a response reports. One that was completed has none, whatever else it says."""
+    status, error = as_str(response.get("status")), response.get("error")
+    if status not in _FAILED and (not error or status in _STOP_REASONS.keys() - {""}):
+        return
+    if isinstance(error, str):  # xAI: {"code": …, "error": "what went wrong"}
+        error = {"message": error, "code": response.get("code")}
+    raise from_error(error or {"message": f"the response was {status}, without a reason"})
+
+
+def _response(
+    response: JSONObject, content: tuple[Block, ...], provider: HTTPProvider, root: str | None
+) -> Response:
+    metadata: JSONObject = {}
+    details = as_dict(response.get("incomplete_details"))
+    word = as_str(response.get("status"))
+    if word == "incomplete":
+        word = as_str(details.get("reason")) or word
+    if word not in _STOP_REASONS:
+        metadata["raw_stop_reason"] = word
+    stop_reason = _STOP_REASONS.get(word, StopReason.END_TURN)
+    if refusal := _refusal(content):
+        stop_reason = StopReason.REFUSAL
+    if stop_reason is StopReason.REFUSAL and (refusal := refusal or details):
+        metadata["refusal"] = refusal
+    if stop_reason is StopReason.END_TURN and any(isinstance(block, ToolUse) for block in content):
+        stop_reason = StopReason.TOOL_USE
+    if citations := [note for block in content if isinstance(block, Text) for note in block.annotations]:
+        metadata["provider_response"] = {"citations": citations}
+    return Response(
+        message=provider.message(content, as_str(response.get("model")) or None, _state(response, root)),
+        stop_reason=stop_reason,
+        usage=_usage(as_dict(response.get("usage")), content),
+        metadata=metadata,
+    )
+
+
+def _state(response: JSONObject, root: str | None) -> JSONObject | None:
+    """Return what is to be known of a response in order to continue from it."""
+    if not (response_id := as_str(response.get("id"))):
+        return None
+    state: JSONObject = {"response_id": response_id}
+    if root is not None:
+        state["root"] = root
+    if response.get("store") is False:  # the server has not kept it: nothing can continue from it
+        state["store"] = False
+    return state
+
+
+def _refusal(content: tuple[Block, ...]) -> JSONObject | None:
+    """Return the part of the answer in which the model refuses, if there is one."""
+    for block in content:
+        if isinstance(block, Opaque):
+            for part in as_dicts(block.payload.get("content")):
+                if part.get("type") == "refusal":
+                    return part
+    return None
+
+
+def _usage(usage: JSONObject, content: tuple[Block, ...]) -> Usage:
+    """Count the tokens. Those read from the cache, and those written to it, are part of the input as it is reported."""
+    details = as_dict(usage.get("input_tokens_details"))
+    read, written = as_int(details.get("cached_tokens")), as_int(details.get("cache_write_tokens"))
+    calls = sum(isinstance(block, ServerToolUse) for block in content)
+    return Usage(
+        input_tokens=max(0, as_int(usage.get("input_tokens")) - read - written),
+        output_tokens=as_int(usage.get("output_tokens")),
+        cache_creation_input_tokens=written,
+        cache_read_input_tokens=read,
+        reasoning_tokens=as_int(as_dict(usage.get("output_tokens_details")).get("reasoning_tokens")),
+        server_tool_calls=as_int(usage.get("num_server_side_tools_used")) or calls,
+    )
+
+
+def _blocks(item: JSONObject, provider: str) -> list[Block]:
+    """Turn an item into blocks: one for each part of a message, one for anything else."""
+    match as_str(item.get("type")):
+        case "message":
+            return _message(item, provider)
+        case "reasoning":
+            return [Thinking("".join(_texts(item.get("summary"))), provider_data=item)]
+        case "function_call":
+            return [_function_call(item)]
+        case "custom_tool_call" if as_str(item.get("name")) not in _SERVER_CUSTOM:
+            rest = _rest(item, "call_id", "name", "input")
+            return [
+                ToolUse(
+                    _call_id(item), as_str(item.get("name")), {"input": as_str(item.get("input"))}, None, rest
+                )
+            ]
+        case kind if _ran_there(kind, item):
+            name = as_str(item.get("name")) or kind.removesuffix("_call")
+            return [ServerToolUse(as_str(item.get("id")) or _call_id(item), name, _server_input(item), item)]
+    return [Opaque(provider, item)]
+
+
+def _message(item: JSONObject, provider: str) -> list[Block]:
+    rest = _rest(item, "type", "role", "content")
+    content = item.get("content")
+    if isinstance(content, str):
+        return [Text(content, (), rest)] if content else []
+    blocks: list[Block] = []
+    for part in as_dicts(content):
+        if part.get("type") not in {"output_text", "text"}:
+            # Alone in a message without an id: an id may stand only once in what is sent back.
+            blocks.append(Opaque(provider, {**_rest(item, "id"), "content": [part]}))
+        elif (text := as_str(part.get("text"))) or part.get("annotations"):
+            blocks.append(Text(text, tuple(as_dicts(part.get("annotations"))), rest))
+    return blocks
+
+
+def _function_call(item: JSONObject) -> ToolUse:
+    raw = item.get("arguments")
+    arguments, invalid = parse_arguments(raw)
+    rest = _rest(item, "type", "call_id", "name", "arguments")
+    if arguments and isinstance(raw, str) and raw != encode_json(arguments).decode():
+        rest["arguments"] = raw  # to be sent back letter by letter
+    return ToolUse(_call_id(item), as_str(item.get("name")), arguments, invalid, rest or None)
+
+
+def _call_id(item: JSONObject) -> str:
+    return as_str(item.get("call_id")) or as_str(item.get("id"))
+
+
+def _ran_there(kind: str, item: JSONObject) -> bool:
+    return (
+        kind in _SERVER_CALLS
+        or kind == CUSTOM_CALL
+        or (kind == "tool_search_call" and item.get("execution") != "client")
+    )
+
+
+def _server_input(item: JSONObject) -> JSONObject:
+    """Return what a call that the provider ran was asked for: each kind has it in a field of its own."""
+    if isinstance(action := item.get("action"), dict):
+        return action
+    arguments, invalid = parse_arguments(item.get("arguments") or item.get("input"))
+    if invalid is not None:
+        return {"input": invalid}
+    return arguments or {key: item[key] for key in ("code", "queries", "revised_prompt") if item.get(key)}
+
+
+def _rest(item: JSONObject, *known: str) -> JSONObject:
+    return {key: value for key, value in item.items() if key not in known and value is not None}
+
+
+def _texts(parts: object) -> list[str]:
+    return [as_str(part.get("text")) for part in as_dicts(parts)]
+
+
+@attrs.define
+class _GrowingItem:
+    """An item while its deltas arrive: pieces in lists, joined once."""
+
+    raw: JSONObject = attrs.field(factory=dict)
+    pieces: dict[tuple[str, int], list[str]] = attrs.field(
+        factory=dict
+    )  # by what grows, and which part of it
+    closed: bool = False
+
+    def close(self, raw: JSONObject) -> None:
+        """Take the whole item; what comes for it after that is said already."""
+        if not self.closed:
+            self.raw = raw or self.raw
+            self.closed = True
+
+    def grown(self, kind: str) -> list[str]:
+        """Return what has come of one kind, by parts."""
+        return ["".join(self.pieces[key]) for key in sorted(self.pieces) if key[0] == kind]
+
+    def whole(self) -> JSONObject:
+        """Return the item, with what has come in pieces where the server does not repeat it in the item."""
+        kind = self.raw.get("type") or self._guess()
+        grown: JSONObject = {}
+        if kind == "message" and not self.raw.get("content"):
+            texts = [{"type": "output_text", "text": text} for text in self.grown("text")]
+            grown["content"] = texts + [
+                {"type": "refusal", "refusal": text} for text in self.grown("refusal")
+            ]
+        elif kind == "reasoning" and not self.raw.get("summary"):
+            grown["summary"] = [{"type": "summary_text", "text": text} for text in self.grown("summary")]
+            if not self.raw.get("content") and (texts := self.grown("reasoning")):
+                grown["content"] = [{"type": "reasoning_text", "text": text} for text in texts]
+        elif kind == "function_call" and not self.raw.get("arguments"):
+            grown["arguments"] = "".join(self.grown("arguments"))
+        elif kind == CUSTOM_CALL and not self.raw.get("input"):
+            grown["input"] = "".join(self.grown("input"))
+        return {**self.raw, "type": kind, **grown}
+
+    def unsaid(self, blocks: list[Block]) -> WireEvents:
+        """Return as deltas what text of the blocks has not come in pieces."""
+        texts = "".join(block.text for block in blocks if isinstance(block, Text))
+        thoughts = "".join(block.text for block in blocks if isinstance(block, Thinking))
+        events: WireEvents = []
+        if rest := _behind(texts, "".join(self.grown("text"))):
+            events.append(TextDelta(rest))
+        if rest := _behind(thoughts, "".join(self.grown("summary"))):
+            events.append(ThinkingDelta(rest))
+        return events
+
+    def _guess(self) -> str:
+        """Say what an item is whose beginning never came."""
+        return "reasoning" if {key[0] for key in self.pieces} & {"summary", "reasoning"} else "message"
+
+
+def _behind(whole: str, said: str) -> str:
+    return whole[len(said) :] if whole.startswith(said) else ""
+
+
+class OpenAIDecoder:
+    """Decodes one streamed answer; see `Decoder`. `root` as in `decode`."""
+
+    def __init__(self, provider: HTTPProvider, root: str | None = None) -> None:
+        self._provider = provider
+        self._root = root
+        self._parser = SSEParser()
+        self._items: dict[int, _GrowingItem] = {}  # by their place in the output
+        self._newest = 0
+        self._released = 0  # how many of them have become content, in the order of their places
+        self._content: list[Block] = []
+        self._response: JSONObject | None = None  # the whole one, with which the stream ends
+
+    def feed(self, data: bytes) -> WireEvents:
+        """Take some bytes; see `Decoder.feed`."""
+        return self._take(self._parser.feed(data))
+
+    def finish(self) -> Response:
+        """Return the whole answer; see `Decoder.finish`."""
+        self._take(self._parser.close())
+        if self._response is None:
+            raise WireError("the stream ended before the answer did", retryable=True)
+        return _response(self._response, tuple(self._content), self._provider, self._root)
+
+    def _take(self, received: list[SSEEvent]) -> WireEvents:
+        events: WireEvents = []
+        for event in received:
+            if self._response is None and event.data.strip() != b"[DONE]":
+                events += self._event(as_dict(decode_json(event.data)), event.event)
+        return events
+
+    def _event(self, event: JSONObject, name: str | None) -> WireEvents:
+        kind = as_str(event.get("type")) or name or ""
+        match kind:
+            case "response.output_item.added":
+                self._item(event).raw = as_dict(event.get("item"))
+            case "response.output_item.done":
+                self._item(event).close(as_dict(event.get("item")))
+                return self._release()
+            case "response.completed" | "response.incomplete" | "response.done":
+                status = kind.removeprefix("response.").removesuffix("done")
+                return self._end({"status": status} | _rest(as_dict(event.get("response"))))
+            case "response.failed" | "response.cancelled":
+                _raise_failure({**_rest(event), **_rest(as_dict(event.get("response"))), "status": kind[9:]})
+            case "error" | "response.error":
+                raise from_error(event.get("error") or _rest(event, "type", "sequence_number"))
+            case _ if kind in _DELTAS:
+                return self._delta(event, *_DELTAS[kind])
+            case _ if error := event.get("error"):
+                raise from_error(error)
+        return []
+
+    def _item(self, event: JSONObject) -> _GrowingItem:
+        """Return the item that an event is about: where a server does not number them, a new one or the newest."""
+        if (place := event.get("output_index")) is None:
+            begins = event.get("type") == "response.output_item.added"
+            place = len(self._items) if begins else self._newest
+        self._newest = as_int(place)
+        return self._items.setdefault(self._newest, _GrowingItem())
+
+    def _delta(self, event: JSONObject, kind: str, part: str) -> WireEvents:
+        item = self._item(event)
+        if item.closed or not (piece := as_str(event.get("delta"))):
+            return []
+        item.pieces.setdefault((kind, as_int(event.get(part))), []).append(piece)
+        match kind:
+            case "text":
+                return [TextDelta(piece)]
+            case "summary" | "reasoning":
+                return [ThinkingDelta(piece)]
+            case "arguments" if item.raw:
+                return [ToolInputDelta(_call_id(item.raw), as_str(item.raw.get("name")), piece)]
+        return []
+
+    def _release(self) -> WireEvents:
+        """Hand over what is complete. An item waits for those before it: blocks keep the order of the answer."""
+        events: WireEvents = []
+        while (item := self._items.get(self._released)) is not None and item.closed:
+            events += self._hand_over(item)
+            self._released += 1
+        return events
+
+    def _hand_over(self, item: _GrowingItem) -> WireEvents:
+        blocks = _blocks(item.whole(), self._provider.name)
+        self._content += blocks
+        return [*item.unsaid(blocks), *(BlockEnd(block) for block in blocks)]
+
+    def _end(self, response: JSONObject) -> WireEvents:
+        """Take the end of the stream, and from it the items that have not come whole before."""
+        _raise_failure(response)
+        self._response = response
+        output = as_dicts(response.get("output"))
+        for place, item in enumerate(output):
+            self._items.setdefault(place, _GrowingItem()).close(item)
+        left = [self._items[place] for place in sorted(self._items) if place >= self._released]
+        return [
+            event
+            for item in left
+            if item.closed or item.pieces or not output
+            for event in self._hand_over(item)
+        ]

@@ -1,0 +1,109 @@
+"""
+A conversation that another provider has written in, made fit for this one.
+
+What a model leaves in its messages besides text (reasoning, seals over it, item ids, tools that the provider ran, the form
+of call ids) is understood only where it came from; anywhere else it is a 400, or silently dropped. So each request sends
+the history as its target may read it, while the history itself stays as it was.
+
+Everything here is a pure function of a message and of those before it: a longer conversation never changes how a shorter
+one was sent, which prompt caches and sealed reasoning rely on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+import attrs
+
+from .._messages import Message, Opaque, ServerToolResult, ServerToolUse, Text, Thinking, ToolResult, ToolUse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from .._messages import Block
+
+_PORTABLE_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def fingerprint(provider: str, base_url: str, api_key: str | None) -> str:
+    """Return 16 hex characters that tell provider, endpoint and account apart. The key cannot be had back from them."""
+    return _digest("\0".join((provider, base_url, api_key or "")))
+
+
+def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
+    """
+    Return the conversation as `origin` may read it.
+
+    Messages that need no change are the same objects: all of that origin or of none, and the user's, unless they answer
+    a call whose id was rewritten. Of foreign messages, reasoning becomes text; what is sealed, opaque, or about tools
+    that the provider ran is left out, and so is a message of which nothing remains.
+    """
+    ids: dict[
+        str, str
+    ] = {}  # the calls so far whose ids were rewritten; a later call may have the same id and keep it
+    out: list[Message] = []
+    for message in messages:
+        if message.role == "user":
+            out.append(_with_content(message, [_answer(block, ids) for block in message.content]))
+            continue
+        foreign = message.origin not in {None, origin}
+        for call in message.tool_uses:
+            ids[call.id] = portable_id(call.id) if foreign else call.id
+        if not foreign:
+            out.append(message)
+        elif content := list(_portable(message.content)):
+            own = message if message.provider_state is None else attrs.evolve(message, provider_state=None)
+            out.append(_with_content(own, content))
+    return out
+
+
+def portable_id(call_id: str) -> str:
+    """
+    Return a call id that every provider takes, `[a-zA-Z0-9_-]{1,64}`: the id itself if it is one.
+
+    Pure; distinct ids stay distinct, because the original's hash is part of the new one.
+    """
+    if _PORTABLE_ID.fullmatch(call_id):
+        return call_id
+    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', call_id)[:40]}_{_digest(call_id)}"
+
+
+def _portable(blocks: Iterable[Block]) -> Iterable[Block]:
+    for block in blocks:
+        match block:
+            case Thinking(text=text):
+                if text.strip():
+                    yield Text(text)
+            case ServerToolUse() | ServerToolResult() | Opaque():
+                pass
+            case ToolUse() if block.provider_data is not None or portable_id(block.id) != block.id:
+                yield attrs.evolve(block, id=portable_id(block.id), provider_data=None)
+            case Text() if block.provider_data is not None:
+                yield attrs.evolve(block, provider_data=None)
+            case _:
+                yield block
+
+
+def _answer(block: Block, ids: Mapping[str, str]) -> Block:
+    if (
+        isinstance(block, ToolResult)
+        and (new := ids.get(block.tool_use_id, block.tool_use_id)) != block.tool_use_id
+    ):
+        return attrs.evolve(block, tool_use_id=new)
+    return block
+
+
+def _with_content(message: Message, content: Sequence[Block]) -> Message:
+    """Return the message with that content: itself, if none of the blocks is another."""
+    same = len(content) == len(message.content) and all(map(_is, content, message.content))
+    return message if same else attrs.evolve(message, content=content)
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""
+Who speaks Chat Completions, where, and how each differs from OpenAI.
+
+Everybody implements the same API a little differently. A difference is a flag of `Quirks`, set here for the vendors that
+were seen to need it; `OpenAICompat` looks its flags up by the host of `base_url`. Servers on one's own machine have none:
+what they accept depends on the model they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Quirks:
+    """
+    How a server of the Chat Completions API differs from the common form.
+
+    To change one flag of a known vendor: `attrs.evolve(provider.quirks, tool_media=True)`.
+
+    Attributes:
+        cap_field: The field with the cap on the answer. OpenAI's reasoning models refuse `max_tokens`.
+        system_role: The role of the system prompt.
+        stream_options: Whether streaming requests may ask for usage by `stream_options`; Mistral refuses that, and
+            reports usage unasked.
+        merge_user_messages: Make one user message of several in a row, which the server refuses. Only with this flag
+            does a later message change how an earlier one was sent.
+        assistant_after_tool: Put a short assistant message between tool results and a user message, for servers and
+            chat templates that refuse the one after the other.
+        content_parts: Send all text as a list of parts. Otherwise text is a string, and a list appears only where a
+            message has more than text: servers of text-only models know no lists.
+        send_reasoning: Whether reasoning goes back to where it came from, in the field it came in. Tool loops of most
+            reasoning models want it; some servers refuse it.
+        reasoning_field: The field it goes back in, whatever it came in. None: the one it came in, since the servers
+            that take `reasoning` refuse `reasoning_content` (Groq, Cerebras) and the other way round.
+        require_reasoning_content: Assistant messages without `reasoning_content` are refused, so those that have no
+            reasoning get a blank.
+        strict_tools: Whether `strict` may be sent with a tool.
+        tool_id_pattern: What a tool call's id has to look like, as a regular expression; others are sent as a hash of
+            nine letters and digits. Mistral wants exactly those, OpenAI at most 40 characters.
+        tool_result_name: Send the tool's name with its result.
+        tool_media: Whether a tool's result may have images. Otherwise the model is told that there was one.
+        images: Whether a user's message may have images.
+        file_parts: Whether documents can be sent, as parts of type `file`.
+    """
+
+    cap_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    system_role: Literal["system", "developer"] = "system"
+    stream_options: bool = True
+    merge_user_messages: bool = False
+    assistant_after_tool: bool = False
+    content_parts: bool = False
+    send_reasoning: bool = True
+    reasoning_field: Literal["reasoning_content", "reasoning"] | None = None
+    require_reasoning_content: bool = False
+    strict_tools: bool = True
+    tool_id_pattern: str | None = None
+    tool_result_name: bool = False
+    tool_media: bool = False
+    images: bool = True
+    file_parts: bool = False
+
+
+@attrs.frozen
+class Vendor:
+    """
+    A known server of the Chat Completions API.
+
+    Attributes:
+        base_url: Where it is.
+        env_key: The environment variable with the key, by the vendor's documentation; None: no key is needed.
+        quirks: How it differs.
+        hosts: Further domains that are the vendor's. A domain stands for everything below it.
+    """
+
+    base_url: str
+    env_key: str | None = None
+    quirks: Quirks = Quirks()
+    hosts: tuple[str, ...] = ()
+
+
+# Reasoning models behind these refuse a tool loop without the reasoning that led to it.
+_REASONING_BACK: Final = Quirks(reasoning_field="reasoning_content", require_reasoning_content=True)
+
+VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
+    {
+        "ollama": Vendor("http://localhost:11434/v1"),
+        "llamacpp": Vendor("http://localhost:8080/v1"),
+        "vllm": Vendor("http://localhost:8000/v1"),
+        "lmstudio": Vendor("http://localhost:1234/v1"),
+        "openai-chat": Vendor(  # `openai` is the Responses API; Azure serves both under one address
+            "https://api.openai.com/v1",
+            "OPENAI_API_KEY",
+            Quirks(cap_field="max_completion_tokens", tool_id_pattern=r".{1,40}", file_parts=True),
+            hosts=("openai.azure.com",),
+        ),
+        "openrouter": Vendor("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", Quirks(file_parts=True)),
+        "groq": Vendor("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+        "together": Vendor(
+            "https://api.together.xyz/v1",
+            "TOGETHER_API_KEY",
+            Quirks(strict_tools=False),
+            hosts=("api.together.ai",),
+        ),
+        "mistral": Vendor(
+            "https://api.mistral.ai/v1",
+            "MISTRAL_API_KEY",
+            Quirks(stream_options=False, tool_id_pattern=r"[a-zA-Z0-9]{9}"),
+        ),
+        "deepseek": Vendor(
+            "https://api.deepseek.com",
+            "DEEPSEEK_API_KEY",
+            attrs.evolve(_REASONING_BACK, images=False),
+            hosts=("deepseek.com",),
+        ),
+        "xai": Vendor("https://api.x.ai/v1", "XAI_API_KEY"),
+        "gemini": Vendor("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+        "moonshot": Vendor(
+            "https://api.moonshot.ai/v1",
+            "MOONSHOT_API_KEY",
+            attrs.evolve(_REASONING_BACK, strict_tools=False),
+            hosts=("api.moonshot.cn",),
+        ),
+        "zai": Vendor(
+            "https://api.z.ai/api/paas/v4",
+            "ZAI_API_KEY",
+            Quirks(reasoning_field="reasoning_content"),
+            hosts=("z.ai", "bigmodel.cn"),
+        ),
+        "fireworks": Vendor("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
+        "cerebras": Vendor("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
+        "perplexity": Vendor(
+            "https://api.perplexity.ai", "PERPLEXITY_API_KEY", Quirks(merge_user_messages=True)
+        ),
+        "nvidia": Vendor(
+            "https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", Quirks(strict_tools=False)
+        ),
+        "sambanova": Vendor("https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
+        "dashscope": Vendor(
+            "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+            "DASHSCOPE_API_KEY",
+            hosts=("dashscope.aliyuncs.com",),
+        ),
+        "minimax": Vendor("https://api.minimax.io/v1", "MINIMAX_API_KEY"),
+    }
+)
+"""The vendors by their short names, as in `"groq:model"`."""
+
+
+def quirks_for(base_url: str) -> Quirks:
+    """Return the quirks of the vendor whose address this is, or none."""
+    host = urlsplit(base_url).hostname or ""
+    for vendor in VENDORS.values():
+        for domain in (urlsplit(vendor.base_url).hostname, *vendor.hosts):
+            if host == domain or host.endswith(f".{domain}"):
+                return vendor.quirks
+    return Quirks()

@@ -1,0 +1,107 @@
+"""What a test wants to know of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .._result import Result, ToolCall
+    from .._util import JSONObject
+
+
+def last_text(result: Result) -> str | None:
+    """Return the text of the last assistant message; None if there is none."""
+    answers = [message for message in result.messages if message.role == "assistant"]
+    return answers[-1].text if answers else None
+
+
+def tool_calls(result: Result) -> list[ToolCall]:
+    """Return the records of all tool calls, in order over all turns."""
+    return list(result.tool_calls)
+
+
+def assert_tool_called(
+    result: Result, name: str, partial_input: Mapping[str, object] | None = None
+) -> ToolCall:
+    """
+    Return the first call of the tool `name` whose input has all of `partial_input`.
+
+    Raises:
+        AssertionError: There is none; the message says which calls there were.
+    """
+    for call in result.tool_calls:
+        if call.name == name and _has(call.input, partial_input):
+            return call
+    wanted = name if partial_input is None else f"{name} with {dict(partial_input)!r}"
+    raise AssertionError(f"{wanted} was not called; the calls were: {_calls(result)}")
+
+
+def refute_tool_called(result: Result, name: str, partial_input: Mapping[str, object] | None = None) -> None:
+    """
+    Make sure that the tool `name` was not called, or not with all of `partial_input`.
+
+    Raises:
+        AssertionError: It was; the message says with what.
+    """
+    for call in result.tool_calls:
+        if call.name == name and _has(call.input, partial_input):
+            raise AssertionError(f"{name} was called with {call.input!r}")
+
+
+def _has(given: JSONObject, partial: Mapping[str, object] | None) -> bool:
+    return all(key in given and given[key] == value for key, value in (partial or {}).items())
+
+
+def _calls(result: Result) -> str:
+    return ", ".join(f"{call.name}({call.input!r})" for call in result.tool_calls) or "none"
+
+
+@contextlib.contextmanager
+def assert_no_orphans() -> Iterator[None]:
+    """
+    Make sure that the body leaves nothing running: no Trio task, no tool's thread, no child process.
+
+    Child processes are seen on Linux only. What was running before does not count. Checked also when the body raises, or is
+    cancelled: what it raised then is the context of the `AssertionError`.
+
+    Raises:
+        AssertionError: Something is left; the message names it.
+    """
+    before = _running()
+    try:
+        yield
+    finally:
+        left = sorted(set(_running().items()) - set(before.items()), key=str)
+        if left:
+            raise AssertionError(f"still running: {', '.join(name for _, name in left)}")
+
+
+def _running() -> dict[object, str]:
+    """Return what is running now: an identity and a name of each task, tool thread and child process."""
+    found: dict[object, str] = {
+        task: f"task {task.name}" for task in _tasks(trio.lowlevel.current_root_task())
+    }
+    for thread in threading.enumerate():
+        if thread.name.startswith("alloy_trio"):  # Trio renames its threads while they work for somebody
+            found[thread] = f"thread {thread.name}"
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            found["process", pid] = f"process {pid}"
+    return found
+
+
+def _tasks(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
+    if task is None:
+        return
+    if not task.name.startswith("alloy_trio HTTP client"):  # ends with the Trio run
+        yield task
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield from _tasks(child)

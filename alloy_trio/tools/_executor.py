@@ -1,0 +1,319 @@
+"""
+Running the calls of one answer, in three steps: prepare, execute, finalize.
+
+    prepare    in order: look the tool up, validate the input. What fails here is answered and never runs.
+    execute    consecutive concurrent calls side by side in a nursery, each in its own cancel scope; a call whose tool is
+               not concurrent is a barrier. Calls start in the order the model made them.
+    finalize   one result per call, in that order, whatever happened.
+
+A `Batch` can be finalized at any moment, also from a `finally` after a cancel: each call then has an outcome. A call that
+*returned* is `ok`, its effects are real; `timed_out` needs `cancelled_caught` of the call's own scope; what was cut from
+outside is `cancelled`. A tool that swallows a cancel does not end it: the executor asks again after each call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+import trio
+
+from .._errors import ToolError
+from .._events import Custom, ToolEnd, ToolStart
+from .._messages import Outcome, Text, ToolResult, ToolUse
+from .._result import ToolCall
+from ._threads import ThreadResult, call_in_thread
+from ._tool import Tool, ToolContext, ToolOutput, clip, render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .._events import Event
+
+logger = logging.getLogger("alloy_trio.tools")
+
+
+class EmitNumbered(Protocol):
+    """Takes events, returns when they have been taken, and gives the sequence number of the first."""
+
+    async def __call__(self, *events: Event) -> int:
+        """Hand over `events`."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ToolSettings:
+    """
+    What all calls of a run share.
+
+    Attributes:
+        tools: The tools, by name.
+        timeout: Seconds a call may take, unless its tool says otherwise.
+        cancel_grace: Seconds that a cancelled call's thread is waited for, unless its tool says otherwise.
+        limiter: Bounds the threads of this run; never shared, so that nested runs cannot wait for each other.
+        working_directory: For `ToolContext`, as are the rest.
+        allowed_paths: The folders that file tools may touch.
+        context: The user's.
+        deps: The user's.
+        correlation_id: The run's.
+    """
+
+    tools: Mapping[str, Tool]
+    timeout: float
+    cancel_grace: float
+    limiter: trio.CapacityLimiter
+    working_directory: Path
+    allowed_paths: tuple[Path, ...]
+    context: Mapping[str, Any]
+    deps: Any
+    correlation_id: str
+
+
+@attrs.define
+class _Invocation:
+    """One call on its way: `outcome` is None until it has ended."""
+
+    use: ToolUse
+    tool: Tool | None = None
+    arguments: Any = None
+    outcome: Outcome | None = None
+    output: ToolOutput = attrs.field(default=ToolOutput(""))
+    started: float | None = None
+    duration: float = 0.0
+    start_seq: int = 0
+    end_seq: int | None = None
+
+    @property
+    def concurrent(self) -> bool:
+        return self.tool is None or self.tool.concurrent
+
+    @property
+    def error(self) -> str | None:
+        return None if self.outcome in {"ok", None} else _text(self.output)
+
+    def end(self, outcome: Outcome, output: ToolOutput | str) -> None:
+        """Settle the call, once: what comes later does not count."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.output = ToolOutput(output) if isinstance(output, str) else output
+            if self.started is not None:
+                self.duration = trio.current_time() - self.started
+
+    def fail(self, error: Exception) -> None:
+        self.end("error", _explain(self.use, error))
+
+    def result(self) -> ToolResult:
+        assert self.outcome is not None
+        content, limit = self.output.content, self.tool and self.tool.max_result_chars
+        if limit is not None:
+            blocks = (Text(content),) if isinstance(content, str) else content
+            content = tuple(Text(clip(b.text, limit)) if isinstance(b, Text) else b for b in blocks)
+        return ToolResult(self.use.id, content, is_error=self.outcome != "ok", outcome=self.outcome)
+
+
+class Batch:
+    """The calls of one answer. Run it once; its results are there at any time after."""
+
+    def __init__(self, calls: Sequence[ToolUse], settings: ToolSettings, emit: EmitNumbered) -> None:
+        self._settings = settings
+        self._emit = emit
+        self._invocations = [self._prepare(use) for use in calls]
+
+    async def run(self) -> None:
+        """Run all calls. Raises nothing of what a tool raises, except what is no `Exception`."""
+        for group in _groups(self._invocations):
+            first = await self._emit(*(ToolStart(i.use.id, i.use.name, i.use.input) for i in group))
+            for seq, invocation in enumerate(group, first):
+                invocation.start_seq = seq
+            if len(group) == 1:
+                await self._run_one(group[0])
+                continue
+            async with trio.open_nursery() as nursery:
+                for invocation in group:
+                    nursery.start_soon(self._run_one, invocation)
+                    # Trio runs the tasks of one step in any order: one step each keeps the model's.
+                    await trio.lowlevel.checkpoint()
+
+    def refuse(self, reason: str) -> None:
+        """Answer every call with an error instead of running it."""
+        for invocation in self._invocations:
+            invocation.end("error", reason)
+
+    def cut(self, outcome: Outcome) -> None:
+        """Settle every call that has not ended: the run is over, by a cancel or by its deadline."""
+        words = "cancelled" if outcome == "cancelled" else "stopped: the run's time was up"
+        for invocation in self._invocations:
+            done = "" if invocation.started is None else " while it ran; its effects may be partial"
+            invocation.end(outcome, f"{words}{done}" if done else f"{words} before it started")
+
+    async def announce(self) -> None:
+        """Emit the `ToolEnd` of the calls that were cut, where the run can still say so."""
+        for invocation in self._invocations:
+            if invocation.start_seq and invocation.end_seq is None:
+                await self._ended(invocation)
+
+    def results(self) -> tuple[ToolResult, ...]:
+        """One result per call, in call order. Only after `run`, `refuse` or `cut`."""
+        return tuple(invocation.result() for invocation in self._invocations)
+
+    @property
+    def succeeded(self) -> frozenset[str]:
+        """The names of the tools that had a call that ended `ok`."""
+        return frozenset(
+            invocation.use.name for invocation in self._invocations if invocation.outcome == "ok"
+        )
+
+    def records(self) -> list[ToolCall]:
+        """The records of the calls that were announced by a `ToolStart`, in call order."""
+        return [
+            ToolCall(
+                id=i.use.id,
+                name=i.use.name,
+                input=i.use.input,
+                outcome=i.outcome or "cancelled",
+                duration=i.duration,
+                error=i.error,
+                data=i.output.data,
+                correlation_id=self._settings.correlation_id,
+                start_event_seq=i.start_seq,
+                end_event_seq=i.end_seq,
+            )
+            for i in self._invocations
+            if i.start_seq
+        ]
+
+    def _prepare(self, use: ToolUse) -> _Invocation:
+        tool = self._settings.tools.get(use.name)
+        invocation = _Invocation(use, tool)
+        if tool is None:
+            known = ", ".join(sorted(self._settings.tools)) or "none"
+            invocation.end("error", f"unknown tool: {use.name!r}; the tools are: {known}")
+        elif use.invalid_input is not None:
+            invocation.end(
+                "error", f"invalid input: expected a JSON object at `$`, got: {clip(use.invalid_input, 500)}"
+            )
+        else:
+            try:
+                invocation.arguments = tool.parse(use.input)
+            except ToolError as error:
+                invocation.fail(error)
+        if invocation.outcome is not None:
+            logger.warning("tool call %s %s refused: %s", use.name, use.id, _text(invocation.output))
+        return invocation
+
+    async def _run_one(self, invocation: _Invocation) -> None:
+        tool = invocation.tool
+        if invocation.outcome is None and tool is not None:
+            timeout = self._settings.timeout if tool.timeout is None else tool.timeout
+            invocation.started = trio.current_time()
+            try:
+                with trio.CancelScope(deadline=invocation.started + timeout) as scope:
+                    await self._call(tool, invocation)
+                if scope.cancelled_caught:
+                    logger.warning("tool %s timed out after %g s", tool.name, timeout)
+                    advice = "ask for less at once, or do it another way"
+                    invocation.end("timed_out", f"timed out after {timeout:g} seconds; {advice}")
+            except Exception as error:  # noqa: BLE001 - the one place where a tool's exception becomes a value
+                invocation.fail(error)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._ended(invocation)
+
+    async def _call(self, tool: Tool, invocation: _Invocation) -> None:
+        ctx = self._context(invocation.use)
+        if not tool.is_async and not tool.inline:
+            await self._call_in_thread(tool, invocation, ctx)
+            return
+        value = tool.execute(invocation.arguments, ctx)
+        if inspect.isawaitable(value):
+            value = await value
+        invocation.end("ok", render(value))
+
+    async def _call_in_thread(self, tool: Tool, invocation: _Invocation, ctx: ToolContext[Any]) -> None:
+        grace = self._settings.cancel_grace if tool.cancel_grace is None else tool.cancel_grace
+
+        def report(ended: ThreadResult) -> None:
+            if ended.returned:
+                invocation.end("ok", render(ended.value))
+            elif ended.error is not None:
+                invocation.fail(ended.error)
+            elif ended.abandoned:
+                logger.error(
+                    "tool %s did not end within %g s of its cancel and was left running", tool.name, grace
+                )
+                invocation.end(
+                    "abandoned",
+                    f"did not stop within {grace:g} seconds of being asked to, and was left running: "
+                    "its effects may still come",
+                )
+
+        await call_in_thread(
+            lambda: tool.execute(invocation.arguments, ctx),
+            ctx,
+            report,
+            grace=grace,
+            limiter=self._settings.limiter,
+        )
+
+    def _context(self, use: ToolUse) -> ToolContext[Any]:
+        async def emit(event: Custom) -> None:
+            await self._emit(event)
+
+        return ToolContext(
+            working_directory=self._settings.working_directory,
+            allowed_paths=self._settings.allowed_paths,
+            context=self._settings.context,
+            deps=self._settings.deps,
+            tool_use_id=use.id,
+            name=use.name,
+            correlation_id=self._settings.correlation_id,
+            emit=emit,
+        )
+
+    async def _ended(self, invocation: _Invocation) -> None:
+        assert invocation.outcome is not None
+        use = invocation.use
+        invocation.end_seq = await self._emit(
+            ToolEnd(
+                use.id,
+                use.name,
+                use.input,
+                invocation.outcome,
+                invocation.duration,
+                invocation.error,
+                invocation.start_seq,
+            )
+        )
+
+
+def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
+    """Split at the barriers: runs of concurrent calls, and the others one by one."""
+    group: list[_Invocation] = []
+    for invocation in invocations:
+        if invocation.concurrent:
+            group.append(invocation)
+            continue
+        if group:
+            yield group
+        yield [invocation]
+        group = []
+    if group:
+        yield group
+
+
+def _explain(use: ToolUse, error: Exception) -> str:
+    """Say on one line what a tool raised; what its author did not mean for the model goes to the log in full."""
+    if isinstance(error, ToolError):
+        return str(error) or type(error).__name__
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    logger.error("tool %s raised", use.name, exc_info=error)
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _text(output: ToolOutput) -> str:
+    content = output.content
+    return content if isinstance(content, str) else "".join(b.text for b in content if isinstance(b, Text))

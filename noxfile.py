@@ -1,0 +1,67 @@
+"""
+The workshop: `nox` does what CI does, `nox -s tests` only the tests, `nox -s tests -- -k loop` some of them.
+
+Needs Python and pip; uv is used where it is installed. Every session runs on the Python that runs nox.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">= 2025.5"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["tests", "lint", "types", "api_types", "docs"]
+
+_PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def _install(session: nox.Session, *groups: str, package: bool = True) -> None:
+    """Install dependency groups (pip learned to read them only in version 25.1) and the package, editable."""
+    editable = ["-e", "."] if package else []
+    session.install(*nox.project.dependency_groups(_PYPROJECT, *groups), *editable)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, and report which lines and branches they leave out."""
+    _install(session, "test")
+    try:
+        session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    finally:
+        session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format; `nox -s lint -- --fix` mends what can be mended."""
+    _install(session, "lint", package=False)
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of everything: package, tests, examples."""
+    _install(session, "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def api_types(session: nox.Session) -> None:
+    """Check that the types of all public names are complete, in the package as users get it."""
+    _install(session, "types", package=False)
+    session.install("--force-reinstall", "--no-deps", ".")
+    session.install(".")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "alloy_trio", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build; a warning is an error, and nothing is fetched."""
+    _install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs)
+
+
+# Sessions that need more than Python and pip (a server, a key, time) stand below, and not in `nox.options.sessions`.

@@ -1,0 +1,370 @@
+"""The executor, through runs: order, barriers, time-outs, and what the model is told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from alloy_trio import (
+    Image,
+    ProviderError,
+    Result,
+    Text,
+    ToolContext,
+    ToolError,
+    ToolResult,
+    ToolUse,
+    run,
+    tool,
+)
+from alloy_trio.events import ToolEnd, ToolStart
+from alloy_trio.testing import ScriptedProvider, assert_no_orphans, error, run_with_responses, text, tool_call
+from alloy_trio.tools import Tool, ToolOutput
+
+if TYPE_CHECKING:
+    from alloy_trio.testing._script import Script
+
+
+def results(result: Result) -> list[ToolResult]:
+    return [b for m in result.messages for b in m.content if isinstance(b, ToolResult)]
+
+
+async def call(*calls: Any, tools: list[Tool], **options: Any) -> list[ToolResult]:
+    return results(await run_with_responses("go", [list(calls), text("end")], tools=tools, **options))
+
+
+def recorder(**options: Any) -> tuple[Tool, list[str]]:
+    log: list[str] = []
+
+    async def step(name: str, seconds: float) -> str:
+        """Step."""
+        log.append(f"+{name}")
+        await trio.sleep(seconds)
+        log.append(f"-{name}")
+        return name
+
+    return tool(**options)(step), log
+
+
+async def test_exe_01_good_call_and_unknown_tool() -> None:
+    good, _ = recorder()
+    first, second = await call(
+        tool_call("step", {"name": "a", "seconds": 0}, id="c1"), tool_call("stpe", {}, id="c2"), tools=[good]
+    )
+    assert (first.tool_use_id, first.text, first.is_error, first.outcome) == ("c1", "a", False, "ok")
+    assert (second.tool_use_id, second.is_error, second.outcome) == ("c2", True, "error")
+    assert "'stpe'" in second.text
+    assert "step" in second.text
+
+
+async def test_exe_02_a_tool_that_raises(caplog: pytest.LogCaptureFixture) -> None:
+    @tool
+    async def broken() -> str:
+        """Break."""
+        raise ValueError("two\nlines")
+
+    with caplog.at_level(logging.ERROR, "alloy_trio"):
+        (answer,) = await call(tool_call("broken"), tools=[broken])
+    assert answer.text == "ValueError: two lines"
+    assert answer.is_error
+    assert "Traceback" in caplog.text
+
+
+async def test_exe_02_a_group_of_one_is_its_member() -> None:
+    @tool
+    async def grouped() -> str:
+        """Break in a nursery."""
+        async with trio.open_nursery():
+            raise ValueError("inner")
+
+    (answer,) = await call(tool_call("grouped"), tools=[grouped])
+    assert answer.text == "ValueError: inner"
+
+
+async def test_exe_03_a_declared_failure(caplog: pytest.LogCaptureFixture) -> None:
+    @tool
+    async def picky() -> str:
+        """Refuse."""
+        raise ToolError("no such city")
+
+    (answer,) = await call(tool_call("picky"), tools=[picky])
+    assert (answer.text, answer.is_error) == ("no such city", True)
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+async def test_exe_04_timeout(concurrent: bool, autojump_clock: object) -> None:
+    slow, _ = recorder(concurrent=concurrent)
+    first, second = await call(
+        tool_call("step", {"name": "a", "seconds": 60}, id="c1"),
+        tool_call("step", {"name": "b", "seconds": 1}, id="c2"),
+        tools=[slow],
+        tool_timeout=5,
+    )
+    assert (first.tool_use_id, first.outcome, first.is_error) == ("c1", "timed_out", True)
+    assert "5 seconds" in first.text
+    assert "ask for less" in first.text
+    assert (second.tool_use_id, second.text) == ("c2", "b")
+
+
+async def test_exe_04_the_tools_own_timeout_wins(autojump_clock: object) -> None:
+    patient, _ = recorder(timeout=100)
+    (answer,) = await call(tool_call("step", {"name": "a", "seconds": 60}), tools=[patient], tool_timeout=5)
+    assert answer.outcome == "ok"
+
+
+async def test_exe_05_context() -> None:
+    seen: list[ToolContext[str]] = []
+
+    @tool
+    async def look(ctx: ToolContext[str]) -> str:
+        """Look."""
+        seen.append(ctx)
+        return ctx.deps
+
+    (answer,) = await call(
+        tool_call("look", id="c1"), tools=[look], working_directory="/tmp", context={"user": "u"}, deps="D"
+    )
+    (ctx,) = seen
+    assert (str(ctx.working_directory), ctx.context["user"], ctx.tool_use_id, ctx.name) == (
+        "/tmp",
+        "u",
+        "c1",
+        "look",
+    )
+    assert [str(path) for path in ctx.allowed_paths] == ["/tmp"]
+    assert answer.text == "D"
+
+
+async def test_exe_06_concurrent_in_call_order(autojump_clock: object) -> None:
+    side_by_side, log = recorder()
+    calls = [tool_call("step", {"name": str(n), "seconds": 5 - n}) for n in range(5)]
+    answers = await call(*calls, tools=[side_by_side])
+    assert [a.text for a in answers] == ["0", "1", "2", "3", "4"]
+    # Trio runs the tasks of one step in random order; the model's order of starts holds nevertheless.
+    assert log[:5] == ["+0", "+1", "+2", "+3", "+4"]
+    assert trio.current_time() == pytest.approx(5)
+
+
+async def test_exe_07_barriers(autojump_clock: object) -> None:
+    together, log = recorder()
+    alone_log = log
+
+    @tool(concurrent=False)
+    async def alone(name: str) -> str:
+        """Be alone."""
+        alone_log.append(f"+{name}")
+        await trio.sleep(1)
+        alone_log.append(f"-{name}")
+        return name
+
+    def step(name: str) -> Any:
+        return tool_call("step", {"name": name, "seconds": 1})
+
+    calls = [
+        step("a"),
+        step("b"),
+        tool_call("alone", {"name": "X"}),
+        step("c"),
+        step("d"),
+        tool_call("alone", {"name": "Y"}),
+    ]
+    answers = await call(*calls, tools=[together, alone])
+    assert [a.text for a in answers] == ["a", "b", "X", "c", "d", "Y"]
+    assert log[:2] == ["+a", "+b"]
+    assert sorted(log[2:4]) == ["-a", "-b"]
+    assert log[4:8] == ["+X", "-X", "+c", "+d"]
+    assert log[-2:] == ["+Y", "-Y"]
+
+
+async def test_exe_08_sync_tools_side_by_side_in_threads() -> None:
+    barrier = threading.Barrier(3, timeout=10)
+
+    @tool
+    def meet() -> str:
+        """Meet."""
+        barrier.wait()
+        return threading.current_thread().name
+
+    answers = await call(*[tool_call("meet")] * 3, tools=[meet])
+    assert all(a.text.startswith("alloy_trio tool meet") for a in answers)
+
+
+async def test_exe_08_inline_tools_run_in_the_loop() -> None:
+    @tool(inline=True)
+    def here() -> str:
+        """Tell."""
+        return threading.current_thread().name
+
+    (answer,) = await call(tool_call("here"), tools=[here])
+    assert answer.text == threading.current_thread().name
+
+
+async def test_exe_08_threads_of_nested_runs_never_wait_for_each_other() -> None:
+    """A sync tool of each of 50 nested levels would deadlock on one shared limiter of 40."""
+    depth = 0
+
+    @tool
+    def nested() -> str:
+        """Run another agent from a thread."""
+        nonlocal depth
+        depth += 1
+        if depth == 50:
+            return "bottom"
+        inner = trio.from_thread.run(
+            lambda: run("go", provider=ScriptedProvider([tool_call("nested"), text("up")]), tools=[nested])
+        )
+        return inner.text
+
+    with trio.fail_after(20):
+        (answer,) = await call(tool_call("nested"), tools=[nested])
+    assert answer.text == "up"
+    assert depth == 50
+
+
+async def test_exe_09_structured_data_is_for_the_program() -> None:
+    @tool
+    async def weather() -> ToolOutput:
+        """Forecast."""
+        return ToolOutput("sunny", {"celsius": 21})
+
+    @tool
+    async def plain() -> str:
+        """Say."""
+        return "hi"
+
+    result = await run_with_responses(
+        "go", [[tool_call("weather"), tool_call("plain")], text("x")], tools=[weather, plain]
+    )
+    assert [c.data for c in result.tool_calls] == [{"celsius": 21}, None]
+    assert [r.text for r in results(result)] == ["sunny", "hi"]
+
+
+async def test_exe_09_media_results() -> None:
+    picture = Image("image/png", b"png")
+
+    @tool
+    async def paint() -> list[Any]:
+        """Paint."""
+        return [Text("here"), picture]
+
+    (answer,) = await call(tool_call("paint"), tools=[paint])
+    assert answer.content == (Text("here"), picture)
+
+
+async def test_exe_10_long_results_keep_head_and_tail() -> None:
+    @tool(max_result_chars=200)
+    async def talk() -> str:
+        """Talk."""
+        return "a" * 5000 + "z" * 5000
+
+    (answer,) = await call(tool_call("talk"), tools=[talk])
+    assert answer.text.startswith("a")
+    assert answer.text.endswith("z")
+    assert "10000" in answer.text.replace(",", "")
+    assert len(answer.text) < 400
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [
+        (ToolUse("c", "step", {"name": "a"}), "seconds"),
+        (ToolUse("c", "step", {"name": "a", "seconds": "soon"}), "$.seconds"),
+        (ToolUse("c", "step", {"name": "a", "seconds": 1, "extra": 1}), "extra"),
+        (ToolUse("c", "step", invalid_input='{"name": "a", "sec'), '{"name": "a", "sec'),
+        (ToolUse("c", "step", invalid_input="[1, 2]"), "object"),
+    ],
+    ids=["exe-11-missing", "exe-11-type", "exe-11-unknown", "exe-11-cut", "exe-11-list"],
+)
+async def test_exe_11_input_off_the_schema_is_answered_and_never_runs(use: ToolUse, says: str) -> None:
+    step, log = recorder()
+    (answer,) = await call(use, tools=[step])
+    assert answer.is_error
+    assert says in answer.text
+    assert not log
+
+
+async def test_exe_11_a_raw_schema_is_checked_as_well() -> None:
+    raw = Tool(
+        name="raw",
+        input_schema={
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 3}},
+            "required": ["n"],
+        },
+        execute=lambda arguments, ctx: str(arguments["n"]),
+    )
+    bad, good = await call(tool_call("raw", {"n": 1}), tool_call("raw", {"n": 4}), tools=[raw])
+    assert bad.is_error
+    assert "$.n" in bad.text
+    assert good.text == "4"
+
+
+async def test_exe_12_bytes_that_are_no_utf_8() -> None:
+    @tool
+    async def noise() -> bytes:
+        """Make noise."""
+        return b"caf\xe9"
+
+    @tool
+    async def broken() -> str:
+        """Break with a lone surrogate."""
+        raise ToolError("bad \udce9")
+
+    for answer in await call(tool_call("noise"), tool_call("broken"), tools=[noise, broken]):
+        answer.text.encode()
+
+
+async def test_exe_13_cancelling_the_run_stops_every_tool(autojump_clock: object) -> None:
+    slow, log = recorder()
+    calls = [tool_call("step", {"name": str(n), "seconds": 60}) for n in range(5)]
+    with assert_no_orphans(), trio.move_on_after(1) as scope:
+        await run_with_responses("go", [calls], tools=[slow])
+    assert scope.cancelled_caught
+    assert log == ["+0", "+1", "+2", "+3", "+4"]
+
+
+async def test_exe_16_a_failed_sub_agent_is_an_error_result() -> None:
+    @tool
+    async def delegate() -> str:
+        """Ask another."""
+        return (await run_with_responses("sub", [error("sub failed")])).text
+
+    result = await run_with_responses("go", [tool_call("delegate"), text("noted")], tools=[delegate])
+    assert result.text == "noted"
+    assert "sub failed" in results(result)[0].text
+
+
+async def test_an_invalid_call_still_has_both_events() -> None:
+    seen: list[Any] = []
+    await run_with_responses(
+        "go", [tool_call("nobody", id="c1"), text("x")], on_event=lambda envelope: seen.append(envelope.event)
+    )
+    start, end = [e for e in seen if isinstance(e, ToolStart | ToolEnd)]
+    assert (start.id, end.id, end.outcome) == ("c1", "c1", "error")
+
+
+async def test_no_provider_is_asked_again_after_a_crash_of_a_tool_that_is_no_exception() -> None:
+    """What is no `Exception` is not the model's business: it ends the program's run as it would end the program."""
+
+    @tool
+    async def leave() -> str:
+        """Leave."""
+        raise SystemExit(3)
+
+    provider = ScriptedProvider([tool_call("leave"), text("never")])
+    with pytest.raises((SystemExit, BaseExceptionGroup)):
+        await run("go", provider=provider, tools=[leave])
+    assert len(provider.requests) == 1
+
+
+def test_errors_are_ours() -> None:
+    assert issubclass(ToolError, Exception)
+    assert not issubclass(ToolError, ProviderError)
+
+
+_: Script = text("typed")

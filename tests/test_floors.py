@@ -1,0 +1,229 @@
+"""
+The architecture, as one table, and the rules that the source keeps.
+
+A module imports its own floor or a lower one, and nothing at run time goes round in a circle. Imports under `TYPE_CHECKING` are
+exempt, imports inside functions are not. Façades (`alloy_trio.events`, the `__init__` of a package) export what private
+modules define; private modules never import from a façade.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import re
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(__file__).resolve().parents[1] / "alloy_trio"
+
+FLOORS = {
+    # 0: nouns
+    "_background": 0,
+    "_errors": 0,
+    "_messages": 0,
+    "_result": 0,
+    "_usage": 0,
+    "_util": 0,
+    # 1: facts and kit
+    "_codec": 1,
+    "_events": 1,
+    "_session": 1,
+    # 2: languages
+    "providers._base": 2,
+    "providers._classify": 2,
+    "providers._json": 2,
+    "providers._origin": 2,
+    "providers._sse": 2,
+    "tools._schema": 2,
+    "tools._threads": 2,
+    "tools._tool": 2,
+    # 3: wires and edges
+    "providers._anthropic": 3,
+    "providers._anthropic_reply": 3,
+    "providers._demo": 3,
+    "providers._http": 3,
+    "providers._openai": 3,
+    "providers._openai_compat": 3,
+    "providers._openai_compat_reply": 3,
+    "providers._openai_reply": 3,
+    "providers._vendors": 3,
+    "tools._bash": 3,
+    "tools._edit": 3,
+    "tools._executor": 3,
+    "tools._paths": 3,
+    "tools._process": 3,
+    "tools._read": 3,
+    "tools._write": 3,
+    # 4: the turn
+    "_config": 4,
+    "_loop": 4,
+    "_state": 4,
+    "providers._names": 4,
+    # 5: the run
+    "_run": 5,
+    # 6: doors
+    "testing._asserts": 6,
+    "testing._script": 6,
+    "__main__": 6,
+}
+
+FACADES = {"", "events", "providers", "testing", "tools"}  # "" is alloy_trio itself
+
+PURE = re.compile(
+    r"providers\._(anthropic|openai|vendors|sse|json|classify|origin)"
+)  # wires: bytes in, events out
+
+ONLY_IN = {
+    "httpx": {"providers._http"},
+    "cattrs": {"_codec"},
+    "json": set[str](),  # msgspec reads and writes ours
+    "asyncio": set[str](),
+    "anyio": set[str](),
+}
+
+
+def _name(path: Path) -> str:
+    return (
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+    )
+
+
+SOURCES = {_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def _at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a tree without what stands under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield other
+                yield from _at_run_time(other)
+        else:
+            yield child
+            yield from _at_run_time(child)
+
+
+def _imported(name: str) -> Iterator[str]:
+    """Yield what a module imports at run time, by full name: `alloy_trio._errors.AlloyError`, `httpx`."""
+    inside = ["alloy_trio", *name.split(".")] if name else ["alloy_trio"]
+    package = inside if SOURCES[name].name == "__init__.py" else inside[:-1]
+    for node in _at_run_time(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _ours(name: str) -> frozenset[str]:
+    """Return which of our modules a module imports."""
+    found = set()
+    for full in _imported(name):
+        if full.split(".")[0] == "alloy_trio":
+            target = full.removeprefix("alloy_trio").removeprefix(".")
+            found.add(target if target in SOURCES else target.rpartition(".")[0])
+    return frozenset(found)
+
+
+def _private(name: str) -> bool:
+    return name not in FACADES
+
+
+def test_every_module_stands_in_the_table() -> None:
+    """A new module gets its floor here, a removed one leaves."""
+    assert {name for name in SOURCES if _private(name)} == FLOORS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS))
+def test_a_module_imports_its_own_floor_or_a_lower_one(name: str) -> None:
+    higher = {each: FLOORS[each] for each in _ours(name) - FACADES if FLOORS[each] > FLOORS[name]}
+    assert not higher, f"{name} stands on floor {FLOORS[name]}"
+
+
+def test_nothing_goes_round_in_a_circle() -> None:
+    list(
+        graphlib.TopologicalSorter({name: _ours(name) for name in SOURCES}).static_order()
+    )  # or raises CycleError
+
+
+@pytest.mark.parametrize("name", sorted(set(FLOORS) - {"__main__"}))
+def test_a_private_module_imports_no_facade(name: str) -> None:
+    """What a façade exports is imported from where it is defined; only the command line is a user like any other."""
+    assert not _ours(name) & FACADES
+
+
+@pytest.mark.parametrize("name", sorted(FACADES))
+def test_a_facade_imports_private_modules_only(name: str) -> None:
+    assert not _ours(name) & FACADES
+    assert all(full.startswith(("alloy_trio.", "__future__.")) for full in _imported(name))
+
+
+def test_the_layout_comment_says_what_the_table_says() -> None:
+    """The first file that a newcomer opens draws the same staircase; a folder stands for all that is in it."""
+    layout = re.findall(r"^#   (\d)  (.*)$", SOURCES[""].read_text("utf-8"), re.MULTILINE)
+    for floor, text in layout:
+        folders = tuple(f"{folder}." for folder in re.findall(r"(\w+)/(?!_)", text))
+        names = {name for name, number in FLOORS.items() if number == int(floor)}
+        assert set(re.findall(r"\b_\w+", text)) == {
+            name.rpartition(".")[2] for name in names if not name.startswith(folders)
+        }
+    assert {int(floor) for floor, _ in layout} == set(FLOORS.values())
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_where_it_belongs(library: str) -> None:
+    users = {name for name in SOURCES if any(full.split(".")[0] == library for full in _imported(name))}
+    assert users <= ONLY_IN[library]
+
+
+@pytest.mark.parametrize("name", sorted(filter(PURE.match, SOURCES)))
+def test_a_wire_never_waits(name: str) -> None:
+    """Request to bytes, bytes to events: no I/O, so that any cut of the bytes can be tested."""
+    waiting = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
+    lines = [node.lineno for node in ast.walk(TREES[name]) if isinstance(node, waiting)]
+    assert not lines
+    assert "trio" not in set(_imported(name))
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_nobody_swallows_a_cancel(name: str) -> None:
+    """No bare `except`, no `except BaseException`, no `except trio.Cancelled`, alone or in a tuple."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except in line {node.lineno}"
+            caught = {part.rpartition(".")[2] for part in re.findall(r"[\w.]+", ast.unparse(node.type))}
+            assert not caught & {"BaseException", "BaseExceptionGroup", "Cancelled"}, f"in line {node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+            assert "BaseException" not in ast.unparse(node), f"in line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_a_file_fits_its_size(name: str) -> None:
+    assert SOURCES[name].read_text(encoding="utf-8").count("\n") <= 430
+
+
+def _function_lengths() -> dict[str, int]:
+    return {
+        f"{name}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    }
+
+
+def test_functions_are_short() -> None:
+    """The median has 7 lines at most, nineteen of twenty have 40, none has more than 80."""
+    lengths = _function_lengths()
+    assert not {where: lines for where, lines in lengths.items() if lines > 80}
+    assert statistics.median(lengths.values()) <= 7
+    assert statistics.quantiles(lengths.values(), n=20)[-1] <= 40
