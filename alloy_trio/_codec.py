@@ -42,9 +42,9 @@ def load(data: Any, kind: type[T]) -> T:
     Raises:
         ValueError: The data does not fit; the message names the places.
     """
+    if not isinstance(data, dict):
+        raise ValueError(f"this is no {kind.__name__}: expected a JSON object, got {data!r:.100}")  # noqa: TRY004 - bad data
     try:
-        if not isinstance(data, dict):
-            raise TypeError(f"it is a {type(data).__name__}")
         return _converter().structure(data, kind)
     except (BaseValidationError, KeyError, TypeError) as error:
         faults = transform_error(error) if isinstance(error, BaseValidationError) else [repr(error)]

@@ -18,9 +18,29 @@ from .providers._names import resolve
 from .tools._tool import Tool
 
 
-class RunOptions(TypedDict, total=False):
+class Options(TypedDict, total=False):
+    """What a run takes besides its provider; `RunOptions` says what each is."""
+
+    tools: Iterable[Tool]
+    system_prompt: str | None
+    messages: Sequence[Message]
+    session: Session | None
+    max_turns: int
+    max_output_tokens: int | None
+    timeout: float | None
+    tool_timeout: float
+    cancel_grace: float
+    working_directory: str | Path
+    allowed_paths: Sequence[str | Path] | None
+    context: Mapping[str, Any]
+    deps: Any
+    until_tool: str | None
+    on_event: OnEvent | None
+
+
+class RunOptions(Options):
     """
-    The options of `run`, `stream` and `run_sync`; all by keyword, all but `provider` optional.
+    The options of `run`, `stream` and `run_sync`: all by keyword, all but `provider` with a default.
 
     Attributes:
         provider: A provider, or its name with a model: `"anthropic:claude-sonnet-5-5"`.
@@ -43,33 +63,17 @@ class RunOptions(TypedDict, total=False):
     """
 
     provider: Required[Provider | str]
-    tools: Iterable[Tool]
-    system_prompt: str | None
-    messages: Sequence[Message]
-    session: Session | None
-    max_turns: int
-    max_output_tokens: int | None
-    timeout: float | None
-    tool_timeout: float
-    cancel_grace: float
-    working_directory: str | Path
-    allowed_paths: Sequence[str | Path] | None
-    context: Mapping[str, Any]
-    deps: Any
-    until_tool: str | None
-    on_event: OnEvent | None
 
 
 _ELSEWHERE = {
     "max_tokens": "say max_output_tokens for the cap on an answer",
     "model": 'it belongs to the provider: provider="anthropic:claude-sonnet-5-5" or Anthropic(model=…)',
     "api_key": "it belongs to the provider: Anthropic(model=…, api_key=…)",
-    "prompt": "it is the first argument",
     "tool_choice": "it belongs to a provider's extra_body",
 }
 
 
-def _by_name(tools: Iterable[Tool]) -> dict[str, Tool]:
+def _by_name(tools: Iterable[Any]) -> dict[str, Tool]:
     named: dict[str, Tool] = {}
     for tool in tools:
         if not isinstance(tool, Tool):
@@ -127,9 +131,7 @@ class Config:
     system_prompt: str | None = attrs.field(default=None, validator=_optional_text)
     session: Session
     max_turns: int = attrs.field(default=25, validator=_whole_number)
-    max_output_tokens: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_whole_number)
-    )
+    max_output_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole_number))
     timeout: float | None = attrs.field(default=None, validator=attrs.validators.optional(_duration))
     tool_timeout: float = attrs.field(default=120.0, validator=_duration)
     cancel_grace: float = attrs.field(default=5.0, validator=_duration)
@@ -163,9 +165,7 @@ def configure(options: Mapping[str, Any]) -> Config:
     for name in rest:
         if name not in RunOptions.__annotations__:
             valid = ", ".join(sorted(RunOptions.__annotations__))
-            raise InvalidOption(
-                f"unknown option {name!r}: {_ELSEWHERE.get(name, f'the options are {valid}')}"
-            )
+            raise InvalidOption(f"unknown option {name!r}: {_ELSEWHERE.get(name, f'the options are {valid}')}")
     if rest.get("provider") is None:
         raise InvalidOption(
             'a provider is needed: provider="anthropic:claude-sonnet-5-5", or "demo" to try without a key'
@@ -174,6 +174,7 @@ def configure(options: Mapping[str, Any]) -> Config:
     if messages and session is not None:
         raise InvalidOption("messages= and session= are both given: a session brings its own messages")
     if session is None:
-        named = (rest.get("context") or {}).get("session_id")
-        session = Session(messages=messages or (), **({"id": str(named)} if named else {}))
+        context = rest.get("context")
+        named = context.get("session_id") if isinstance(context, Mapping) else None
+        session = Session(id=str(named) if named else new_id(), messages=messages or ())
     return Config(**{key: value for key, value in rest.items() if value is not None}, session=session)

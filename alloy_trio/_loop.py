@@ -52,9 +52,7 @@ def begin(config: Config, prompt: str | Message | None, sink: Sink | None = None
     if not messages:
         raise InvalidOption("nothing to ask: give a prompt, or messages= to go on with")
     emitter = Emitter(config.correlation_id, config.on_event, sink)
-    return RunState(
-        messages=messages, session=config.session, emitter=emitter, prior_usage=config.session.usage
-    )
+    return RunState(messages=messages, session=config.session, emitter=emitter, prior_usage=config.session.usage)
 
 
 async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Result:
@@ -85,18 +83,17 @@ async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Resul
             "timed_out",
             RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds"),
         )
-    state.ended = result = state.result(status, error)
-    if isinstance(error, AlloyError):
-        error.result = result
+    state.ended = status, error
     try:
         await state.announce_cut()
-        await state.emitter.emit(
-            RunEnd(status, state.turns, state.usage, None if error is None else str(error))
-        )
+        await state.emitter.emit(RunEnd(status, state.turns, state.usage, None if error is None else str(error)))
     finally:
+        result = state.result(status, error)
+        if isinstance(error, AlloyError):
+            error.result = result
         if error is not None:  # also when nobody takes the last event: how the run ended is settled
             raise error
-    return state.result(status)
+    return result
 
 
 async def _turns(config: Config, state: RunState, *, streaming: bool) -> Status:
@@ -170,9 +167,7 @@ def _take(response: Response, state: RunState, settings: ToolSettings, config: C
     if response.message.provider_state:
         state.metadata["provider_state"] = dict(response.message.provider_state)
     if response.stop_reason is StopReason.REFUSAL:
-        raise _stopped(
-            config, f"the model refused to answer: {response.metadata.get('refusal') or 'no reason given'}"
-        )
+        raise _stopped(config, f"the model refused to answer: {response.metadata.get('refusal') or 'no reason given'}")
     if response.message.content:
         state.messages.append(response.message)
     if not response.message.tool_uses:
@@ -180,7 +175,9 @@ def _take(response: Response, state: RunState, settings: ToolSettings, config: C
     state.batch = Batch(response.message.tool_uses, settings, state.emitter.emit)
     if response.stop_reason is StopReason.MAX_TOKENS:
         cap = config.max_output_tokens or "the provider's default"
-        advice = f"the answer was cut at max_output_tokens ({cap}) inside a tool call: allow more, or ask for less at once"
+        advice = (
+            f"the answer was cut at max_output_tokens ({cap}) inside a tool call: allow more, or ask for less at once"
+        )
         state.batch.refuse(advice)
         state.close_batch()
         raise _stopped(config, advice)
@@ -188,9 +185,7 @@ def _take(response: Response, state: RunState, settings: ToolSettings, config: C
 
 
 def _stopped(config: Config, message: str) -> ProviderError:
-    return ProviderError(
-        message, provider=provider_name(config.provider), model=provider_model(config.provider)
-    )
+    return ProviderError(message, provider=provider_name(config.provider), model=provider_model(config.provider))
 
 
 def _tool_settings(config: Config, state: RunState) -> ToolSettings:

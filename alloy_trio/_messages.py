@@ -10,7 +10,7 @@ A block of a kind that nobody here knows is kept whole as `Opaque`.
 # module's name, where a hint kept as text would not be found.
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeAlias
 
 import attrs
@@ -21,6 +21,10 @@ Role: TypeAlias = Literal["user", "assistant"]
 
 Outcome: TypeAlias = Literal["ok", "error", "timed_out", "cancelled", "blocked", "abandoned"]
 """How a tool call ended. `abandoned`: its thread did not end within `cancel_grace` and was left behind."""
+
+
+def _annotations(annotations: Iterable[JSONObject]) -> tuple[JSONObject, ...]:
+    return tuple(annotations)
 
 
 def _base64(data: bytes | str | None) -> str | None:
@@ -39,7 +43,7 @@ class Text:
     """
 
     text: str
-    annotations: tuple[JSONObject, ...] = attrs.field(default=(), converter=tuple)
+    annotations: tuple[JSONObject, ...] = attrs.field(default=(), converter=_annotations)
     provider_data: JSONObject | None = None
 
 

@@ -9,9 +9,7 @@ from ._messages import Message, Outcome
 from ._usage import Usage
 from ._util import JSONObject
 
-Status: TypeAlias = Literal[
-    "completed", "max_turns", "budget_exceeded", "halted", "error", "timed_out", "cancelled"
-]
+Status: TypeAlias = Literal["completed", "max_turns", "budget_exceeded", "halted", "error", "timed_out", "cancelled"]
 """How a run ended. The last three are those of runs that raised: the exception's `.result` has them."""
 
 

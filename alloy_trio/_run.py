@@ -127,9 +127,7 @@ class EventStream:
             RuntimeError: The run is not over.
         """
         if self._result is None and self._task.error is None:
-            raise RuntimeError(
-                "the run is not over: take the result after the `async for`, or after the `async with`"
-            )
+            raise RuntimeError("the run is not over: take the result after the `async for`, or after the `async with`")
         return self._settle()
 
     def cancel(self) -> None:
@@ -183,7 +181,8 @@ class EventStream:
 
     def _settle(self) -> Result:
         if self._result is None:
-            self._result = self._state.ended or self._state.result("cancelled")
+            settled = getattr(self._task.error, "result", None)
+            self._result = settled or self._state.result(*(self._state.ended or ("cancelled",)))
         return self._result
 
     async def __aenter__(self) -> Self:

@@ -42,13 +42,9 @@ class Session:
     usage: Usage = attrs.field(factory=Usage)
     metadata: JSONObject = attrs.field(factory=dict)
     created_at: dt.datetime = attrs.field(factory=_now)
-    updated_at: dt.datetime = attrs.field(
-        default=attrs.Factory(lambda self: self.created_at, takes_self=True)
-    )
+    updated_at: dt.datetime = attrs.field(default=attrs.Factory(lambda self: self.created_at, takes_self=True))
 
-    def update(
-        self, messages: Iterable[Message], usage: Usage, metadata: dict[str, Any] | None = None
-    ) -> None:
+    def update(self, messages: Iterable[Message], usage: Usage, metadata: dict[str, Any] | None = None) -> None:
         """Replace messages and usage, add to the metadata, and set `updated_at` to now."""
         self.messages = tuple(messages)
         self.usage = usage

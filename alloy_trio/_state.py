@@ -45,7 +45,7 @@ OnEvent: TypeAlias = "Callable[[Envelope], object]"
 class Sink(Protocol):
     """Takes the envelopes of one read, in order, and returns when they have been taken."""
 
-    def __call__(self, batch: tuple[Envelope, ...]) -> Awaitable[None]:
+    def __call__(self, batch: tuple[Envelope, ...], /) -> Awaitable[None]:
         """Hand over `batch`."""
         ...
 
@@ -127,9 +127,7 @@ class RunState:
     recorder: Recorder | None = None  # while an answer streams
     batch: Batch | None = None  # while tools run
     batches: list[Batch] = attrs.field(factory=list)  # those that are over
-    ended: Result | None = (
-        None  # once it is settled how the run ended; only its last events are still to be taken
-    )
+    ended: tuple[Status, Exception | None] | None = None  # once that is settled, and only the last events are not taken
 
     def commit(self) -> None:
         """Let the session say what the run has done so far. The history is valid whenever this is called."""

@@ -26,7 +26,5 @@ def export(namespace: dict[str, Any], names: Sequence[str]) -> None:
     """
     for name in names:
         thing = namespace[name]
-        if getattr(thing, "__module__", "").startswith("alloy_trio._") or "._" in getattr(
-            thing, "__module__", ""
-        ):
+        if getattr(thing, "__module__", "").startswith("alloy_trio._") or "._" in getattr(thing, "__module__", ""):
             thing.__module__ = namespace["__name__"]

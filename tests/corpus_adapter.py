@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import trio
 
-from alloy_trio import Message, Text, Thinking
+from alloy_trio import Message, Text, Thinking, ToolUse
 from alloy_trio.providers import Anthropic, OpenAI, OpenAICompat, Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-WIRES = {"anthropic": Anthropic, "openai_responses": OpenAI, "openai_chat": OpenAICompat}
+WIRES: dict[str, type[Anthropic | OpenAI | OpenAICompat]] = {"anthropic": Anthropic, "openai_responses": OpenAI, "openai_chat": OpenAICompat}
 
 REQUEST = Request(messages=(Message.user("Hello"),))
 
@@ -53,6 +53,13 @@ async def ask(exchange: dict[str, Any], chunks: list[bytes]) -> Response:
     return await provider.complete(REQUEST)
 
 
+def arguments(call: ToolUse) -> dict[str, Any] | str:
+    """Say what a call was asked: text where it was no JSON object, or is none by its nature (a custom tool's)."""
+    if (call.provider_data or {}).get("type") == "custom_tool_call":
+        return str(call.input["input"])
+    return call.input if call.invalid_input is None else call.invalid_input
+
+
 def parse(exchange: dict[str, Any], chunks: list[bytes]) -> dict[str, Any]:
     """Say what the library made of an exchange, in the scorer's words."""
     response = trio.run(ask, exchange, chunks)
@@ -61,12 +68,7 @@ def parse(exchange: dict[str, Any], chunks: list[bytes]) -> dict[str, Any]:
         "text": "".join(block.text for block in content if isinstance(block, Text)),
         "thinking_text": "".join(block.text for block in content if isinstance(block, Thinking)),
         "tool_calls": [
-            {
-                "id": call.id,
-                "name": call.name,
-                "arguments": call.input if call.invalid_input is None else call.invalid_input,
-            }
-            for call in response.message.tool_uses
+            {"id": call.id, "name": call.name, "arguments": arguments(call)} for call in response.message.tool_uses
         ],
         "usage": {
             "input": usage.input_tokens,

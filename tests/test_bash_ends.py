@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from alloy_trio import ToolContext, ToolError
 from alloy_trio.tools import Tool, bash
@@ -34,25 +35,28 @@ async def call(root: Path, command: str, tool: Tool = bash, **arguments: object)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - other processes set no Trio event
-            await trio.sleep(0.005)
+    for _ in range(1000):  # other processes set no Trio event
+        if condition():
+            return
+        await trio.sleep(0.005)
+    pytest.fail("it did not come to pass in five seconds")
 
 
-async def time_out(
-    root: Path, clock: MockClock, ready: Callable[[], bool], command: str, tool: Tool = bash
-) -> str:
+async def time_out(root: Path, clock: MockClock, ready: Callable[[], bool], command: str) -> str:
     """Let the time of a command pass as soon as it is `ready`; return what the model is told."""
     clock.rate = 1
 
     async def jump() -> None:
         await until(ready)
+        # The command may be ready before the call knows that it has started, and waits for it with a deadline.
+        await until(lambda: 5 < trio.lowlevel.current_statistics().seconds_to_next_deadline < math.inf)
+        await trio.testing.wait_all_tasks_blocked()
         clock.jump(1000)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(jump)
         with pytest.raises(ToolError, match="stopped after") as caught:
-            await call(root, command, tool)
+            await call(root, command)
     return str(caught.value)
 
 
@@ -70,9 +74,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-async def test_sh_05_a_time_out_says_so_with_advice_and_the_output(
-    tmp_path: Path, mock_clock: MockClock
-) -> None:
+async def test_sh_05_a_time_out_says_so_with_advice_and_the_output(tmp_path: Path, mock_clock: MockClock) -> None:
     command = "echo first; echo second >&2; touch ready; sleep 60"
     message = await time_out(tmp_path, mock_clock, (tmp_path / "ready").exists, command)
     assert "stopped after 120 seconds" in message
@@ -145,9 +147,7 @@ async def test_sh_06_a_cancel_while_it_is_started(tmp_path: Path) -> None:
     assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize(
-    "background", ["sleep 60", "sleep 60 >/dev/null 2>&1", "exec timeout 60 sleep 60 2>&1"]
-)
+@pytest.mark.parametrize("background", ["sleep 60", "sleep 60 >/dev/null 2>&1", "exec timeout 60 sleep 60 2>&1"])
 async def test_sh_06_a_finished_command_leaves_nothing_running(tmp_path: Path, background: str) -> None:
     """Nor does it wait for a child that holds the pipe."""
     with trio.fail_after(5):

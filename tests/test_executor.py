@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
@@ -24,9 +24,6 @@ from alloy_trio import (
 from alloy_trio.events import ToolEnd, ToolStart
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, error, run_with_responses, text, tool_call
 from alloy_trio.tools import Tool, ToolOutput
-
-if TYPE_CHECKING:
-    from alloy_trio.testing._script import Script
 
 
 def results(result: Result) -> list[ToolResult]:
@@ -345,6 +342,7 @@ async def test_an_invalid_call_still_has_both_events() -> None:
         "go", [tool_call("nobody", id="c1"), text("x")], on_event=lambda envelope: seen.append(envelope.event)
     )
     start, end = [e for e in seen if isinstance(e, ToolStart | ToolEnd)]
+    assert isinstance(end, ToolEnd)
     assert (start.id, end.id, end.outcome) == ("c1", "c1", "error")
 
 
@@ -365,6 +363,3 @@ async def test_no_provider_is_asked_again_after_a_crash_of_a_tool_that_is_no_exc
 def test_errors_are_ours() -> None:
     assert issubclass(ToolError, Exception)
     assert not issubclass(ToolError, ProviderError)
-
-
-_: Script = text("typed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 import alloy_trio
@@ -30,6 +32,9 @@ from alloy_trio.testing import (
     text,
     tool_call,
 )
+
+if TYPE_CHECKING:
+    from alloy_trio.testing._script import Piece
 
 
 @tool
@@ -152,7 +157,7 @@ async def test_loop_12_refusal() -> None:
 
 
 async def test_loop_13_pause_turn() -> None:
-    searching = [
+    searching: list[Piece] = [
         ServerToolUse("s1", "web_search", {"query": "x"}),
         text("Searching", stop_reason="pause_turn"),
     ]
@@ -190,7 +195,7 @@ async def test_loop_15_a_provider_that_returns_nonsense() -> None:
 
 
 async def test_loop_16_server_and_client_calls_mixed() -> None:
-    reply = [ServerToolUse("s1", "web_search", {}), tool_call("add", {"a": 1, "b": 1}, id="c1")]
+    reply: list[Piece] = [ServerToolUse("s1", "web_search", {}), tool_call("add", {"a": 1, "b": 1}, id="c1")]
     result = await run_with_responses("go", [reply, text("2")], tools=[add])
     answers = result.messages[2].content
     assert [a.tool_use_id for a in answers if isinstance(a, ToolResult)] == ["c1"]

@@ -50,9 +50,7 @@ def test_pth_01_absolute_paths_ignore_the_working_directory(root: Path) -> None:
     assert resolve(str(root / "file"), context(root / "inner", root)) == root.resolve() / "file"
 
 
-def test_pth_02_without_a_working_directory_it_is_the_process_own(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pth_02_without_a_working_directory_it_is_the_process_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     assert resolve("file", ToolContext()) == root.resolve() / "file"
     with pytest.raises(ToolError):
@@ -130,9 +128,7 @@ def test_pth_07_a_root_may_be_given_through_a_link(root: Path) -> None:
         assert resolve(str(door / "file"), ctx) == root.resolve() / "file"
 
 
-@pytest.mark.parametrize(
-    "path", ["self", "one", "self/below", "missing/../self/x"], ids=lambda path: f"pth-08-{path}"
-)
+@pytest.mark.parametrize("path", ["self", "one", "self/below", "missing/../self/x"], ids=lambda path: f"pth-08-{path}")
 def test_link_loops_are_errors(root: Path, path: str) -> None:
     (root / "self").symlink_to("self")
     (root / "one").symlink_to("two")
@@ -179,9 +175,7 @@ def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "root"
 
 
-NAMES = st.sampled_from(
-    ["a", "b", "in", "out", "up", "..", ".", "dangling", "self", "abs", "back", "missing"]
-)
+NAMES = st.sampled_from(["a", "b", "in", "out", "up", "..", ".", "dangling", "self", "abs", "back", "missing"])
 
 
 @settings(deadline=None, max_examples=300)

@@ -275,9 +275,7 @@ def test_who_has_the_file_open_sees_the_old_content_whole(tmp_path: Path) -> Non
         assert file.read() == "old"
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").write_text("old")
 
     def disk_full(*_: object) -> None:
@@ -352,9 +350,7 @@ def test_ed_01_no_file_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["ed-02-one", "ed-02-all"])
-@pytest.mark.parametrize(
-    ("old", "reason"), [("", "empty"), ("same", "identical")], ids=["empty", "identical"]
-)
+@pytest.mark.parametrize(("old", "reason"), [("", "empty"), ("same", "identical")], ids=["empty", "identical"])
 def test_strings_that_change_nothing_are_refused(
     tmp_path: Path,
     old: str,

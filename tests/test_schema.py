@@ -285,17 +285,13 @@ def test_descriptions_from_the_docstring(doc: str) -> None:
     [
         Annotated[int, Meta(description="From Meta.")],
         Annotated[int, Meta(description="From Meta.")] | None,
-        Annotated[int | None, Meta(ge=0), Meta(description="From Meta.")],
+        Annotated[int | None, Meta(title="T"), Meta(description="From Meta.")],
     ],
 )
 def test_meta_wins_over_the_docstring(hint: object) -> None:
-    def find(a: Any) -> None:
-        """Find.
+    def find(a: Any) -> None: ...
 
-        Args:
-            a: From the docstring.
-        """
-
+    find.__doc__ = "Find.\n\nArgs:\n    a: From the docstring.\n"
     find.__annotations__ = {"a": hint}
     shown = str(tool(find).input_schema)
     assert "From Meta." in shown
@@ -303,15 +299,10 @@ def test_meta_wins_over_the_docstring(hint: object) -> None:
 
 
 def test_a_docstring_that_only_looks_like_sections_is_kept() -> None:
-    @tool
-    def find(a: str) -> None:
-        """Find: the thing.
+    def find(a: str) -> None: ...
 
-        Args:
-        nothing of the sort
-        """
-
-    assert find.description == "Find: the thing.\n\nArgs:\nnothing of the sort"
+    find.__doc__ = "Find: the thing.\n\nArgs:\nnothing of the sort"
+    assert tool(find).description == find.__doc__
 
 
 # Parsing
@@ -469,12 +460,11 @@ def test_a_default_is_shown_as_json(hint: object, default: object, shown: object
 def test_a_parameter_may_have_any_name() -> None:
     @tool
     def odd(
-        *, copy: str, id: int, self_: int, from_: int, _hidden: int, match: int, p0: int, __dict__: int
-    ) -> None:  # noqa: A002 - on purpose
-        ...
+        *, copy: str, self_: int, from_: int, _hidden: int, match: int, p0: int, __dict__: int
+    ) -> None: ...
 
     sent = {name: index for index, name in enumerate(odd.input_schema["properties"])} | {"copy": "x"}
-    assert list(sent) == ["copy", "id", "self_", "from_", "_hidden", "match", "p0", "__dict__"]
+    assert list(sent) == ["copy", "self_", "from_", "_hidden", "match", "p0", "__dict__"]
     assert odd.parse(sent) == sent
 
 
@@ -512,6 +502,22 @@ def test_a_context_imported_for_type_checkers_only_is_found() -> None:
     namespace: dict[str, Any] = {}
     exec("def late(city: 'str', ctx: 'ToolContext[int] | None') -> None: ...", namespace)
     assert list(tool(namespace["late"]).input_schema["properties"]) == ["city"]
+
+
+def test_a_local_class_is_found_where_the_function_is_decorated() -> None:
+    class Local(msgspec.Struct):
+        x: int
+
+    @tool
+    def bare(value: Local) -> Local:
+        return value
+
+    @tool(timeout=1)
+    def configured(value: list[Local]) -> list[Local]:
+        return value
+
+    assert bare.parse({"value": {"x": 1}}) == {"value": Local(1)}
+    assert configured.parse({"value": [{"x": 1}]}) == {"value": [Local(1)]}
 
 
 # What cannot be
@@ -558,7 +564,7 @@ def test_a_parameter_that_json_cannot_fill_is_refused_at_once(parameters: str, m
 
 def test_a_function_without_a_signature_is_refused() -> None:
     with pytest.raises(InvalidOption, match="its signature cannot be read"):
-        tool(dict.fromkeys)
+        tool(max)
 
 
 def test_the_return_type_need_not_exist() -> None:

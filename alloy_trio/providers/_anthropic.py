@@ -13,7 +13,6 @@ Everything else of an answer goes back as it came, because current models seal t
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -35,8 +34,8 @@ from .._messages import (
 )
 from .._util import JSONObject
 from . import _anthropic_reply
-from ._base import Call, Decoder, Request, Response
-from ._http import HTTPProvider, _clean_url
+from ._base import Call, Request, Response
+from ._http import HTTPProvider, clean_url
 from ._json import as_dict, as_str
 from ._json import encode as encode_json
 from ._origin import for_origin
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..tools._tool import Tool
+    from ._decoder import Decoder
 
 _VERSION = "2023-06-01"
 
@@ -92,7 +92,7 @@ class Anthropic(HTTPProvider):
     env_key: ClassVar[str | None] = "ANTHROPIC_API_KEY"
 
     name: str = attrs.field(default="anthropic", kw_only=True)
-    base_url: str = attrs.field(default="https://api.anthropic.com", kw_only=True, converter=_clean_url)
+    base_url: str = attrs.field(default="https://api.anthropic.com", kw_only=True, converter=clean_url)
     max_output_tokens: int = attrs.field(default=16_000, kw_only=True)
     cache: bool = attrs.field(default=False, kw_only=True)
     code_execution: bool = attrs.field(default=False, kw_only=True)
@@ -102,9 +102,7 @@ class Anthropic(HTTPProvider):
     def __attrs_post_init__(self) -> None:
         """Take the beta header out of `extra_headers`, which replace ours: it has to be merged instead."""
         super().__attrs_post_init__()
-        given = {
-            name: value for name, value in self.extra_headers.items() if name.lower() == "anthropic-beta"
-        }
+        given = {name: value for name, value in self.extra_headers.items() if name.lower() == "anthropic-beta"}
         if given:
             kept = {name: value for name, value in self.extra_headers.items() if name not in given}
             betas = [beta.strip() for value in given.values() for beta in value.split(",")]
@@ -146,9 +144,7 @@ class Anthropic(HTTPProvider):
         betas = list(self.betas)
         if self.code_execution:
             betas.append(_CODE_EXECUTION_BETA)
-        if any(
-            self.name not in tool.native and (tool.input_examples or tool.defer_loading) for tool in tools
-        ):
+        if any(self.name not in tool.native and (tool.input_examples or tool.defer_loading) for tool in tools):
             betas.append(_TOOL_USE_BETA)
         headers = {"anthropic-version": _VERSION}
         if self.api_key is not None:
@@ -161,9 +157,7 @@ class Anthropic(HTTPProvider):
         run_by_provider = [dict(tool) for tool in self.server_tools]
         if self.code_execution:
             run_by_provider.insert(0, dict(_CODE_EXECUTION))
-        runner = next(
-            (str(tool["type"]) for tool in run_by_provider if _runs_code(tool)), _CODE_EXECUTION["type"]
-        )
+        runner = next((str(tool["type"]) for tool in run_by_provider if _runs_code(tool)), _CODE_EXECUTION["type"])
         return [*(self._tool(tool, runner) for tool in tools), *run_by_provider]
 
     def _tool(self, tool: Tool, runner: str) -> JSONObject:
@@ -243,8 +237,7 @@ def _broken_calls(messages: Sequence[Message]) -> set[str]:
         uses |= here
         results |= {block.tool_use_id for block in message.content if isinstance(block, ServerToolResult)}
         callers |= {
-            as_str(as_dict(as_dict(call.provider_data).get("caller")).get("tool_id"))
-            for call in message.tool_uses
+            as_str(as_dict(as_dict(call.provider_data).get("caller")).get("tool_id")) for call in message.tool_uses
         }
         if turn_ended:
             stale |= here - results - callers
@@ -344,8 +337,8 @@ def _document_source(document: Document) -> JSONObject | None:
     if not mime_type.startswith("text/") and mime_type not in _TEXT_TYPES:
         return None
     try:
-        text = base64.b64decode(data).decode(errors="replace")
-    except binascii.Error:
+        text = base64.b64decode("".join(data.split()), validate=True).decode(errors="replace")
+    except ValueError:
         return None
     return {"type": "text", "media_type": "text/plain", "data": text}
 

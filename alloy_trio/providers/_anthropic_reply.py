@@ -17,6 +17,7 @@ without one was cut.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -36,13 +37,14 @@ from .._usage import Usage
 from .._util import JSONObject
 from ._base import Response, StopReason
 from ._classify import from_error
+from ._decoder import Decoder
 from ._json import as_dict, as_dicts, as_int, as_list, as_str, parse_arguments
 from ._json import decode as decode_json
-from ._sse import SSEEvent, SSEParser
 
 if TYPE_CHECKING:
     from ._base import WireEvents
     from ._http import HTTPProvider
+    from ._sse import SSEEvent
 
 _STOP_REASONS = {
     "end_turn": StopReason.END_TURN,
@@ -120,9 +122,7 @@ def _usage(usage: JSONObject) -> Usage:
         input_tokens=as_int(usage.get("input_tokens")),
         output_tokens=as_int(usage.get("output_tokens")),
         cache_creation_input_tokens=as_int(usage.get("cache_creation_input_tokens")),
-        cache_creation_1h_input_tokens=as_int(
-            as_dict(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")
-        ),
+        cache_creation_1h_input_tokens=as_int(as_dict(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")),
         cache_read_input_tokens=as_int(usage.get("cache_read_input_tokens")),
         reasoning_tokens=as_int(as_dict(usage.get("output_tokens_details")).get("thinking_tokens")),
         server_tool_calls=sum(as_int(count) for count in as_dict(usage.get("server_tool_use")).values()),
@@ -137,9 +137,7 @@ def _block(raw: JSONObject, provider: str) -> Block:
             return Text(as_str(raw.get("text")), notes, _rest(raw, "type", "text", "citations"))
         case "thinking":
             signature = as_str(raw.get("signature")) or None
-            return Thinking(
-                as_str(raw.get("thinking")), signature, _rest(raw, "type", "thinking", "signature")
-            )
+            return Thinking(as_str(raw.get("thinking")), signature, _rest(raw, "type", "thinking", "signature"))
         case "redacted_thinking":
             return Thinking("", provider_data=raw)
         case "tool_use":
@@ -229,57 +227,52 @@ class _GrowingBlock:
         return {**self.raw, **grown}
 
 
-class AnthropicDecoder:
-    """Decodes one streamed answer; see `Decoder`."""
+class AnthropicDecoder(Decoder):
+    """Decodes one streamed answer."""
 
     def __init__(self, provider: HTTPProvider) -> None:
+        super().__init__()
         self._provider = provider
-        self._parser = SSEParser()
         self._message: JSONObject = {}
         self._content: list[Block] = []
-        self._open: list[_GrowingBlock] = []  # and what ended behind one that is still open
+        self._open: dict[int, _GrowingBlock] = {}
+        self._waiting: deque[_GrowingBlock] = deque()  # all that are open, and what ended behind one of them
         self._done = False
 
-    def feed(self, data: bytes) -> WireEvents:
-        """Take some bytes; see `Decoder.feed`."""
-        return self._take(self._parser.feed(data))
+    def _is_complete(self) -> bool:
+        return as_str(self._message.get("stop_reason")) != ""
 
-    def finish(self) -> Response:
-        """Return the whole answer; see `Decoder.finish`."""
-        self._take(self._parser.close())
-        if not as_str(self._message.get("stop_reason")):
-            raise WireError("the stream ended before the answer did", retryable=True)
+    def _response(self) -> Response:
         self._close_all()
         return _response(self._message, tuple(self._content), self._provider)
 
-    def _take(self, received: list[SSEEvent]) -> WireEvents:
-        events: WireEvents = []
-        for event in received:
-            if not self._done and event.data.strip() != b"[DONE]":
-                events += self._event(as_dict(decode_json(event.data)), event.event)
-        return events
-
-    def _event(self, event: JSONObject, name: str | None) -> WireEvents:
-        match as_str(event.get("type")) or name:
+    def _event(self, event: SSEEvent) -> WireEvents:
+        if self._done or event.data.strip() == b"[DONE]":
+            return []
+        data = as_dict(decode_json(event.data))
+        match as_str(data.get("type")) or event.event:
             case "message_start":
-                self._message = {**as_dict(event.get("message")), "stop_reason": None}
+                self._message = {**as_dict(data.get("message")), "stop_reason": None}
             case "content_block_start":
-                return self._start(event)
+                return self._start(data)
             case "content_block_delta":
-                return self._delta(event)
+                return self._delta(data)
             case "content_block_stop":
-                return self._stop(self._find(_index(event)))
+                return self._stop(self._find(_index(data)))
             case "message_delta":
-                _merge(self._message, {"usage": event.get("usage"), **as_dict(event.get("delta"))})
+                _merge(self._message, {"usage": data.get("usage"), **as_dict(data.get("delta"))})
+                return self._close_all() if self._is_complete() else []
             case "message_stop":
                 self._done = True
                 return self._close_all()
-            case kind if kind == "error" or event.get("error"):
-                raise from_error(event)
+            case kind if kind == "error" or data.get("error"):
+                raise from_error(data)
         return []
 
     def _start(self, event: JSONObject) -> WireEvents:
-        index = _index(event, self._open[-1].index + 1 if self._open else len(self._content))
+        index = _index(event)
+        if index is None:
+            index = next(reversed(self._open), -1) + 1
         events = self._stop(self._find(index))  # the server has not closed its last block of this index
         return [*events, *self._grow(index, as_dict(event.get("content_block")))]
 
@@ -289,40 +282,41 @@ class AnthropicDecoder:
             kind = as_str(delta.get("type")).removesuffix("_delta")
             if kind not in {"text", "thinking"}:
                 return []
-            self._grow(_index(event, 0), {"type": kind})  # a server that does not open its blocks
-            block = self._open[-1]
+            index = _index(event) or 0
+            self._grow(index, {"type": kind})  # a server that does not open its blocks
+            block = self._open[index]
         piece = block.add(delta)
         return [] if piece is None else [piece]
 
     def _grow(self, index: int, raw: JSONObject) -> WireEvents:
-        block = _GrowingBlock(index, raw)
-        self._open.append(block)
+        block = self._open[index] = _GrowingBlock(index, raw)
+        self._waiting.append(block)
         return [] if (first := block.start()) is None else [first]
 
     def _find(self, index: int | None) -> _GrowingBlock | None:
         """Return the open block of an index, or without one the newest that is open."""
-        blocks = (block for block in reversed(self._open) if not block.closed)
-        return next((block for block in blocks if index is None or block.index == index), None)
+        return self._open.get(next(reversed(self._open), 0) if index is None else index)
 
     def _stop(self, block: _GrowingBlock | None) -> WireEvents:
         """Close a block. It ends when all that opened before it have: blocks end in the order of the message."""
         if block is not None:
             block.closed = True
+            del self._open[block.index]
         events: WireEvents = []
-        while self._open and self._open[0].closed:
-            self._content.append(_block(self._open.pop(0).whole(), self._provider.name))
+        while self._waiting and self._waiting[0].closed:
+            self._content.append(_block(self._waiting.popleft().whole(), self._provider.name))
             events.append(BlockEnd(self._content[-1]))
         return events
 
     def _close_all(self) -> WireEvents:
         """Close what the server left open, as it does where the output cap cuts a block."""
-        return [event for block in list(self._open) for event in self._stop(block)]
+        return [event for block in list(self._open.values()) for event in self._stop(block)]
 
 
-def _index(event: JSONObject, default: int | None = None) -> Any:
-    """Return which block an event is about; some servers leave it out."""
+def _index(event: JSONObject) -> int | None:
+    """Return which block an event is about; None where a server leaves it out."""
     index = event.get("index")
-    return default if index is None else as_int(index)
+    return None if index is None else as_int(index)
 
 
 def _merge(known: JSONObject, news: JSONObject) -> None:

@@ -164,30 +164,3 @@ class Call:
     path: str
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
-
-
-class Decoder(Protocol):
-    """
-    Turns the bytes of one streamed answer into events, without I/O.
-
-    `feed` takes the bytes as they come, cut anywhere, and returns what they complete. `finish` is called once, at the
-    end of the stream.
-    """
-
-    def feed(self, data: bytes) -> WireEvents:
-        """
-        Take some bytes.
-
-        Raises:
-            ProviderError: The stream carries an error, or cannot be understood.
-        """
-        ...
-
-    def finish(self) -> Response:
-        """
-        Return the whole answer.
-
-        Raises:
-            WireError: The stream ended before the answer did (retryable).
-        """
-        ...

@@ -6,9 +6,10 @@ where the most telling kind stands first: a `context_length_exceeded` that is al
 context. Then phrases of the message, where a vendor has only a vague word or none. Then the HTTP status; an error inside a
 stream has none, but many name one in `code`.
 
-The status decides which kinds come into question. A 401 is about the key, whatever it says. A status that means "later"
-(408, 409, 429, 5xx) is not overruled by a word that means "never" in general, only by an empty purse or a prompt that is
-too long; and on a 429 not by the latter: there, tokens and context are what is counted by the minute.
+The status decides which kinds come into question. A 401 is about the key, a 402 about money and a 413 about size, whatever
+they say. A status that means "later" (408, 409, 429, 5xx) is not overruled by a word that means "never" in general, only by
+an empty purse or a prompt that is too long; and on a 429 not by the latter: there, tokens and context are what is counted
+by the minute.
 """
 
 from __future__ import annotations
@@ -129,9 +130,7 @@ _OVERLOADED = _Kind(
         overloaded engine_overloaded server_overloaded server_is_overloaded model_overloaded unavailable service_unavailable
         temporarily_unavailable capacity_exceeded service_tier_capacity_exceeded
     """,
-    phrases=_phrases(
-        r"overloaded|(?:at|over) capacity|capacity exceeded|(?:temporarily|service) unavailable|is busy"
-    ),
+    phrases=_phrases(r"overloaded|(?:at|over) capacity|capacity exceeded|(?:temporarily|service) unavailable|is busy"),
 )
 _TIMEOUT = _Kind(
     ProviderTimeout,
@@ -181,9 +180,7 @@ _BY_STATUS = {
     529: _OVERLOADED,
 }
 
-_ABOUT_THE_KEY = _phrases(
-    r"api[ _-]?key|authenti|authori[sz]|permission|credential|access|forbidden|not allowed"
-)
+_ABOUT_THE_KEY = _phrases(r"api[ _-]?key|authenti|authori[sz]|permission|credential|access|forbidden|not allowed")
 # A provider that quotes the key it did not like must not bring it into anybody's log.
 _KEY = re.compile(r"\b(sk-|xai-|gsk_|pplx-|AIza|Bearer )[\w-]{8,}")
 
@@ -206,9 +203,7 @@ def from_status(status: int, body: bytes, headers: Mapping[str, str]) -> Provide
     error.request_id = found.get("request-id") or found.get("x-request-id") or error.request_id
     if (wait := retry_after(found)) is not None:
         error.retry_after = wait
-    if (
-        found.get("x-should-retry", "").lower() == "false"
-    ):  # OpenAI and Anthropic know more than the status says
+    if found.get("x-should-retry", "").lower() == "false":  # OpenAI and Anthropic know more than the status says
         error.retryable = False
     return error
 
@@ -268,7 +263,7 @@ class _Fault:
     def of(cls, error: Any) -> _Fault:
         body = _unwrap(error)
         if isinstance(body, str):
-            return cls(message=body)
+            return cls(message=body[:_LONGEST])
         details = as_dicts(body.get("details"))
         labels = [as_str(body.get(key)) for key in ("type", "code", "status")]
         labels = [label for label in labels if label and label != "error" and not label.isdigit()]
@@ -289,7 +284,7 @@ class _Fault:
 
 def _make(fault: _Fault, status: int | None, hint: int | None) -> ProviderError:
     kind = _kind(fault, hint)
-    message = _KEY.sub(r"\1…", fault.message)[:_LONGEST]
+    message = fault.message
     if fault.label:
         message = f"{fault.label}: {message}" if message else fault.label
     elif status is not None and hint == status:
@@ -297,7 +292,7 @@ def _make(fault: _Fault, status: int | None, hint: int | None) -> ProviderError:
     elif hint is not None:
         message = f"error {hint}: {message}"
     return kind.error(
-        message or "the provider reports an error and does not say which",
+        _KEY.sub(r"\1…", message[:_LONGEST]) or "the provider reports an error and does not say which",
         status=status,
         retryable=kind.retryable,
         retry_after=fault.retry_after,
@@ -311,14 +306,12 @@ def _kind(fault: _Fault, status: int | None) -> _Kind:
     possible = _possible(status)
     named = next((kind for kind in possible if kind.words & fault.words), None)
     vague = named in {None, _FAILED, _BAD}
-    refusal = next(
-        (kind for kind in _REFUSALS if kind in possible and kind.phrases.search(fault.message)), None
-    )
+    refusal = next((kind for kind in _REFUSALS if kind in possible and kind.phrases.search(fault.message)), None)
     # Google speaks of plan and billing where it means its limits by the minute, and its word for those is sure.
     spent = refusal is _QUOTA and named is _RATE and "resource_exhausted" not in fault.words
     if refusal and (vague or spent):
         return refusal
-    if named is not None:
+    if named is not None and (named is not _FAILED or status is None):  # a 503 or 504 tells more than `server_error`
         return named
     if status is not None:
         return _of_status(status, fault.message)
@@ -363,29 +356,40 @@ def _inner(error: Any) -> Any:
                 return decode(error.encode("utf-8", "replace"))
             except WireError:
                 return error
-        case {"error": str() as text, **rest} if text and not isinstance(found := _unwrap(text), dict):
-            return {"message": found, **{key: value for key, value in rest.items() if value}}
-        case {"error": dict() | list() | str() as wrapped, **rest} if wrapped:
-            return {**rest, **as_dict(_unwrap(wrapped))}
+        case {"error": str() as text, **rest} if text:
+            if (found := _inner(text)) is not text:
+                return {**rest, "error": found}
+            return {"message": _excerpt(text), **{key: value for key, value in rest.items() if value}}
+        case {"error": [first, *_], **rest}:
+            return {**rest, "error": first}
+        case {"error": dict() as wrapped, **rest} if wrapped:
+            return {**rest, **wrapped}
     return error
 
 
 def _excerpt(value: Any) -> str:
     """Return text as it is; of a long web page, its title."""
     if not isinstance(value, str):
-        return "" if value is None else encode(value).decode()
+        return "" if value is None else _dump(value)
     text = value.strip()
     if not text.startswith("<") or len(text) <= _EXCERPT:
         return text
-    title = re.search(r"<title[^>]*>\s*(.+?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
+    title = re.search(r"<title[^>]*>\s*(.+?)\s*</title>", text[:_LONGEST], re.IGNORECASE | re.DOTALL)
     return html.unescape(title[1] if title else text)[:_EXCERPT]
 
 
 def _message(body: JSONObject, labels: Sequence[str]) -> str:
     for key in ("message", "msg", "detail", "error_description"):
         if value := body.get(key):
-            return value if isinstance(value, str) else encode(value).decode()
-    return "" if labels else encode(body).decode()
+            return (value if isinstance(value, str) else _dump(value))[:_LONGEST]
+    return "" if labels else _dump(body)[:_LONGEST]
+
+
+def _dump(value: Any) -> str:
+    try:
+        return encode(value).decode()
+    except RecursionError:
+        return "an error nested too deeply to be shown"
 
 
 def _word(label: str) -> str:

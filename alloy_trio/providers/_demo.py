@@ -31,12 +31,8 @@ _LIST = re.compile(
     r"\b(?:list|show)\b(?!.*\bfile\s+\S+\.\w)(?:.*?\b(?:in|of|under)\s+(?:the\s+)?(?:folder\s+|directory\s+)?([\w./~-]*[\w/]))?",
     re.IGNORECASE,
 )
-_READ = re.compile(
-    r"\b(?:read|open|show|cat|look|what|which|tell|summari[sz]e|compare|count)\b", re.IGNORECASE
-)
-_WANTED = re.compile(
-    r"\b(?:tell (?:me )?|what(?:'s| is)? |find |give me )(?:the |its |their )?([\w-]+)", re.IGNORECASE
-)
+_READ = re.compile(r"\b(?:read|open|show|cat|look|what|which|tell|summari[sz]e|compare|count)\b", re.IGNORECASE)
+_WANTED = re.compile(r"\b(?:tell (?:me )?|what(?:'s| is)? |find |give me )(?:the |its |their )?([\w-]+)", re.IGNORECASE)
 _NUMBERED = re.compile(r"^ *\d+\t", re.MULTILINE)
 
 _HELP = (
@@ -187,7 +183,5 @@ def _say(use: ToolUse, result: ToolResult, wanted: str | None) -> str:
 
 def _find(text: str, wanted: str) -> str | None:
     """Find what stands behind `wanted` in a file: `version = "1.2"`, `version: 1.2`, `"version": "1.2"`."""
-    found = re.search(
-        rf"^\W*{re.escape(wanted)}\W*?[=:]\s*[\"']?([^\"'\n,]+)", text, re.IGNORECASE | re.MULTILINE
-    )
+    found = re.search(rf"^\W*{re.escape(wanted)}\W*?[=:]\s*[\"']?([^\"'\n,]+)", text, re.IGNORECASE | re.MULTILINE)
     return found[1].strip() if found else None

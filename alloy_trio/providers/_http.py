@@ -17,29 +17,35 @@ import abc
 import contextlib
 import math
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 import trio
 
 from .._errors import ConnectionFailed, InvalidOption, ProviderError, ProviderTimeout, WireError
 from .._messages import Block, Message
-from ._base import Call, Decoder, Emit, Request, Response, as_events
+from ._base import Call, Emit, Request, Response, as_events
 from ._classify import from_status
 from ._origin import fingerprint
 
 if TYPE_CHECKING:
     import httpx  # noqa: TC004 - the hint of `http_client` is never resolved: providers are no JSON
 
+    from .._events import ProviderEvent
+    from ._decoder import Decoder
+
 MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 CONNECT_TIMEOUT = 10.0  # seconds
 
+_SECRET = 8  # characters; a shorter key is a placeholder, and may stand in any text
+
+_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
 
 
-def _clean_url(url: str) -> str:
+def clean_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise InvalidOption(f"base_url={url!r} is no address: it has to begin with http:// or https://")
     return url.rstrip("/")
@@ -80,8 +86,8 @@ class HTTPProvider(abc.ABC):
     model: str
     name: str = attrs.field(default="http", kw_only=True)
     api_key: str | None = attrs.field(default=None, kw_only=True, converter=_clean_key, repr=False)
-    base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=_clean_url)
-    extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)  # JSON, of any shape
+    base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=clean_url)
+    extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)  # JSON, of any shape
     extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False)
     http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
@@ -91,9 +97,7 @@ class HTTPProvider(abc.ABC):
             return
         key = _clean_key(os.environ.get(self.env_key))
         if key is None and not _AUTH_HEADERS & {name.lower() for name in self.extra_headers}:
-            raise InvalidOption(
-                f"no API key for {self.name}: set {self.env_key} in the environment, or pass api_key="
-            )
+            raise InvalidOption(f"no API key for {self.name}: set {self.env_key} in the environment, or pass api_key=")
         object.__setattr__(self, "api_key", key)
 
     @abc.abstractmethod
@@ -138,13 +142,15 @@ class HTTPProvider(abc.ABC):
         reply_id = None
         try:
             with self._network_errors():
-                async with self._send(call) as reply, contextlib.aclosing(reply.aiter_bytes()) as chunks:
+                async with self._send(call) as reply, _chunks(reply) as chunks:
                     reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
                     if not reply.is_success:
                         body = await _read_all(chunks, MAX_ERROR_BODY, cut=True)
                         raise from_status(reply.status_code, body, reply.headers)
                     return await self._read(chunks, emit)
         except ProviderError as error:
+            if self.api_key and len(self.api_key) >= _SECRET:  # some servers quote the key that they refuse
+                error.args = (str(error).replace(self.api_key, "…"),)
             error.provider, error.model = error.provider or self.name, error.model or self.model
             error.request_id = error.request_id or reply_id
             raise
@@ -161,11 +167,14 @@ class HTTPProvider(abc.ABC):
                 await emit(*as_events(response.message.content))
             return response
         decoder = self.decoder()
-        if (events := decoder.feed(head)) and emit is not None:
+        emit = emit or _ignore
+        if events := decoder.feed(head):
             await emit(*events)
         async for chunk in chunks:
-            if (events := decoder.feed(chunk)) and emit is not None:
+            if events := decoder.feed(chunk):
                 await emit(*events)
+        if events := decoder.close():
+            await emit(*events)
         return decoder.finish()
 
     @contextlib.asynccontextmanager
@@ -179,16 +188,13 @@ class HTTPProvider(abc.ABC):
         async def trace(event: str, _: Any) -> None:
             seen.append(event)
 
+        headers = httpx.Headers({**_HEADERS, **call.headers})
+        headers.update(self.extra_headers)
         request = client.build_request(
             "POST",
             self.base_url + call.path,
             content=call.body,
-            headers={
-                "content-type": "application/json",
-                "accept-encoding": "identity",
-                **call.headers,
-                **self.extra_headers,
-            },
+            headers=headers,
             timeout=httpx.Timeout(CONNECT_TIMEOUT, read=stall, write=stall, pool=None),
             extensions={"trace": trace},
         )
@@ -212,7 +218,7 @@ class HTTPProvider(abc.ABC):
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             raise ConnectionFailed(
-                f"cannot connect to {self.base_url}: {error or 'no answer'}; is the server there, and base_url right?",
+                f"cannot connect to {self.base_url}: {str(error) or 'no answer'}; is the server there, and base_url right?",
                 retryable=True,
             ) from error
         except httpx.TimeoutException as error:
@@ -226,8 +232,17 @@ class HTTPProvider(abc.ABC):
             raise InvalidOption(f"base_url={self.base_url!r} cannot be used: {error}") from error
         except httpx.TransportError as error:
             raise ConnectionFailed(
-                f"the connection to {self.base_url} broke: {error or type(error).__name__}", retryable=True
+                f"the connection to {self.base_url} broke: {str(error) or type(error).__name__}", retryable=True
             ) from error
+
+
+async def _ignore(*_: ProviderEvent) -> None:
+    """Take events that nobody asked for."""
+
+
+def _chunks(reply: httpx.Response) -> contextlib.aclosing[AsyncGenerator[bytes, None]]:
+    """Iterate over a body, and close it: an async generator that is left half-way warns, and leaks under `-W error`."""
+    return contextlib.aclosing(cast("AsyncGenerator[bytes, None]", reply.aiter_bytes()))
 
 
 async def _read_all(chunks: AsyncIterator[bytes], bound: int, *, cut: bool = False) -> bytes:

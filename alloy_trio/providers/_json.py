@@ -114,12 +114,11 @@ def _loads(data: bytes) -> Any:
     data = data.removeprefix(_BOM)
     try:
         return msgspec.json.decode(data)
-    except UnicodeDecodeError:
-        data = data.decode("utf-8", "replace").encode()
-    except msgspec.DecodeError:
-        if b"\\ud" not in data.lower():
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        mended = _ESCAPE.sub(_no_lone_half, data.decode("utf-8", "replace").encode())
+        if mended == data:
             raise
-    return msgspec.json.decode(_ESCAPE.sub(_no_lone_half, data))
+    return msgspec.json.decode(mended)
 
 
 def _no_lone_half(escape: re.Match[bytes]) -> bytes:
@@ -129,7 +128,9 @@ def _no_lone_half(escape: re.Match[bytes]) -> bytes:
 def _complaint(data: bytes, error: Exception) -> str:
     text = data[: 4 * _EXCERPT].decode("utf-8", "replace").strip()
     if not text:
-        return "the answer is empty where JSON was expected: check base_url, or whatever stands between here and the API"
+        return (
+            "the answer is empty where JSON was expected: check base_url, or whatever stands between here and the API"
+        )
     if text.startswith("<"):
         return f"this looks like a web page, not an API: check base_url (it begins {text[:_EXCERPT]!r})"
     return f"the answer is no JSON ({error}): {text[:_EXCERPT]!r}; check that base_url is the API of this provider"

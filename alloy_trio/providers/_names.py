@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .._errors import InvalidOption
 from ._base import Provider
 from ._vendors import VENDORS
@@ -25,15 +27,11 @@ def resolve(provider: Provider | str) -> Provider:
         name, _, model = provider.partition(":")
         return make(name.strip().lower(), model.strip() or None)
     if isinstance(provider, type) or not isinstance(provider, Provider):
-        raise InvalidOption(
-            f"provider={provider!r} is no provider: it needs an async method complete(request)"
-        )
+        raise InvalidOption(f"provider={provider!r} is no provider: it needs an async method complete(request)")
     return provider
 
 
-def make(
-    name: str, model: str | None = None, *, base_url: str | None = None, api_key: str | None = None
-) -> Provider:
+def make(name: str, model: str | None = None, *, base_url: str | None = None, api_key: str | None = None) -> Provider:
     """Make the provider of a name; `model`, `base_url` and `api_key` as its class takes them. Raises `InvalidOption`."""
     if name == "demo":
         from ._demo import Demo  # noqa: PLC0415 - each provider is loaded by those who use it
@@ -43,7 +41,9 @@ def make(
         raise InvalidOption(f"unknown provider {name!r}: the providers are {', '.join(names())}")
     if model is None:
         raise InvalidOption(f'provider {name!r} needs a model: say "{name}:MODEL"')
-    given = {key: value for key, value in (("base_url", base_url), ("api_key", api_key)) if value is not None}
+    given: dict[str, Any] = {
+        key: value for key, value in (("base_url", base_url), ("api_key", api_key)) if value is not None
+    }
     if name == "anthropic":
         from ._anthropic import Anthropic  # noqa: PLC0415 - as above
 

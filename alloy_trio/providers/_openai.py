@@ -39,8 +39,8 @@ from .._messages import (
 )
 from .._util import JSONObject
 from . import _openai_reply
-from ._base import Call, Decoder, Request, Response
-from ._http import HTTPProvider, _clean_url
+from ._base import Call, Request, Response
+from ._http import HTTPProvider, clean_url
 from ._json import as_dict, as_list, as_str, parse_arguments
 from ._json import encode as encode_json
 from ._openai_reply import CUSTOM_CALL
@@ -48,6 +48,7 @@ from ._origin import for_origin
 
 if TYPE_CHECKING:
     from ..tools._tool import Tool
+    from ._decoder import Decoder
 
 _SEALED_REASONING = "reasoning.encrypted_content"
 
@@ -63,7 +64,7 @@ _ENDINGS = {  # the API wants a file name, and reads the file by its ending
     "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
     "application/vnd.openxmlformats-officedocument.presentationml.presentation": "pptx",
 }
-_IMAGE_TYPES = {"image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp"}
+_IMAGE_TYPES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 
 @attrs.frozen(eq=False)
@@ -93,10 +94,8 @@ class OpenAI(HTTPProvider):
     env_key: ClassVar[str | None] = "OPENAI_API_KEY"
 
     name: str = attrs.field(default="openai", kw_only=True)
-    base_url: str = attrs.field(default="https://api.openai.com/v1", kw_only=True, converter=_clean_url)
-    web_search: bool | Mapping[str, Any] = attrs.field(
-        default=False, kw_only=True
-    )  # options: JSON, of any shape
+    base_url: str = attrs.field(default="https://api.openai.com/v1", kw_only=True, converter=clean_url)
+    web_search: bool | Mapping[str, Any] = attrs.field(default=False, kw_only=True)  # JSON, of any shape
     server_tools: tuple[JSONObject, ...] = attrs.field(default=(), kw_only=True, converter=tuple, repr=False)
     include: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=tuple)
     store: bool | None = attrs.field(default=None, kw_only=True)
@@ -107,11 +106,9 @@ class OpenAI(HTTPProvider):
         """Say what to send."""
         messages = for_origin(request.messages, self.origin)
         previous, known = self._continued(messages)
-        tools = self._tools(request.tools)
-        prompt = (
-            request.system_prompt if request.system_prompt and not request.system_prompt.isspace() else None
-        )
         items = _items(messages, known, self.name, stateless=not self._chained)
+        tools = self._tools(request.tools)
+        prompt = None if _is_blank(request.system_prompt) else request.system_prompt
         if prompt and not self._chained:
             items.insert(0, {"type": "message", "role": "system", "content": prompt})
         body: JSONObject = {
@@ -154,12 +151,12 @@ class OpenAI(HTTPProvider):
 
     def _kept(self, message: Message) -> str | None:
         """Return the id of a message's response, if one can continue from it."""
-        state = as_dict(message.provider_state)
+        state = message.provider_state or {}
         response_id = as_str(state.get("response_id"))
         if message.interrupted or message.origin not in {None, self.origin} or state.get("store") is False:
             return None
         root = self.previous_response_id
-        return response_id if root in {None, state.get("root"), response_id} else None
+        return response_id if root in (None, state.get("root"), response_id) else None
 
     def _include(self) -> list[str]:
         reasons = not self.model.removeprefix("ft:").startswith(_NOT_REASONING)
@@ -204,21 +201,19 @@ def _is_open(schema: object) -> bool:
     return any(map(_is_open, schema.values()))
 
 
-def _tool_choice(
-    choice: str | None, tools: Sequence[Tool], encoded: Sequence[JSONObject]
-) -> str | JSONObject | None:
+def _tool_choice(choice: str | None, tools: Sequence[Tool], encoded: Sequence[JSONObject]) -> str | JSONObject | None:
     """Return the choice in the API's words. A tool is named by its own name, or, where the provider runs it, by its type."""
     match choice:
         case None | "auto" | "none":
             return choice
         case "any":
             return "required"
-    for place, tool in enumerate(encoded):
-        kind = as_str(tool.get("type"))
-        if choice == (tools[place].name if place < len(tools) else kind):
-            return (
-                {"type": kind, "name": tool.get("name", choice)} if kind in _NAMED_TOOLS else {"type": kind}
-            )
+    names = [tool.name for tool in tools] + [as_str(tool.get("type")) for tool in encoded[len(tools) :]]
+    for name, tool in zip(names, encoded, strict=True):
+        if name == choice and tool.get("type") in _NAMED_TOOLS:
+            return {"type": tool["type"], "name": tool.get("name", choice)}
+        if name == choice:
+            return {"type": tool.get("type")}
     return {"type": "function", "name": choice}
 
 
@@ -238,9 +233,9 @@ def _items(messages: Sequence[Message], known: int, provider: str, *, stateless:
 
 
 def _user_items(message: Message, provider: str, calls: Mapping[str, ToolUse]) -> Iterator[JSONObject]:
-    """Yield what a user's message becomes: each result an item, and what stands between them as one message."""
+    """Yield what a user's message becomes: each result an item, before all else, and what is said as one message."""
     encoded: list[JSONObject] = []
-    for block in message.content:
+    for block in sorted(message.content, key=lambda block: not isinstance(block, ToolResult)):
         if isinstance(block, ToolResult):
             encoded.append(_output(block, calls.get(block.tool_use_id)))
         elif isinstance(block, Opaque) and block.provider == provider:
@@ -276,7 +271,7 @@ def _parts(blocks: Iterable[Block]) -> list[JSONObject]:
     parts: list[JSONObject] = []
     for block in blocks:
         match block:
-            case Text(text=text) if text and not text.isspace():
+            case Text(text=text) if not _is_blank(text):
                 parts.append({"type": "input_text", "text": text})
             case Image() | Document() | Audio() | Video():
                 parts.append(_media(block) or {"type": "input_text", "text": _unsupported(block)})
@@ -285,27 +280,25 @@ def _parts(blocks: Iterable[Block]) -> list[JSONObject]:
 
 def _media(block: Image | Document | Audio | Video) -> JSONObject | None:
     """Return media that the API can read, or None."""
-    mime_type = block.mime_type.partition(";")[0].strip().lower()
-    inline = f"data:{mime_type};base64,{block.data}" if block.data else None
+    mime_type = block.mime_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
+    uri = f"data:{mime_type};base64,{block.data}" if block.data else block.uri
     match block:
-        case Image() if inline or block.uri:
-            if inline and mime_type not in _IMAGE_TYPES:
-                return None
-            return {"type": "input_image", **_source("image_url", inline or block.uri)}
-        case Document() if mime_type.startswith(("audio/", "video/")):
-            return None
-        case Document() if inline:
-            ending = _ENDINGS.get(mime_type) or mime_type.rpartition("/")[2]
-            return {"type": "input_file", "filename": block.name or f"document.{ending}", "file_data": inline}
-        case Document() if block.uri:
-            return {"type": "input_file", **_source("file_url", block.uri)}
+        case Image() if uri and (not block.data or mime_type in _IMAGE_TYPES):
+            return {"type": "input_image", **_source(uri, "image_url", "image_url")}
+        case Document() if uri and not mime_type.startswith(("audio/", "video/")):
+            source = _source(uri, "file_url", "file_data")
+            if "file_data" in source:
+                ending = _ENDINGS.get(mime_type) or mime_type.rpartition("/")[2]
+                source["filename"] = block.name or f"document.{ending}"
+            return {"type": "input_file", **source}
     return None
 
 
-def _source(field: str, uri: str | None) -> JSONObject:
-    """Say where a file lies: on the web, or in the address itself, or, by its id, among the files uploaded to the API."""
-    web = uri is not None and uri.startswith(("http:", "https:", "data:"))
-    return {field if web else "file_id": uri}
+def _source(uri: str, web: str, inline: str) -> JSONObject:
+    """Say where a file is: on the web, or in the address itself, or, by its id, among those uploaded to the API."""
+    if uri.startswith("data:"):
+        return {inline: uri}
+    return {web if uri.startswith(("http:", "https:")) else "file_id": uri}
 
 
 def _unsupported(block: Block) -> str:
@@ -325,13 +318,12 @@ def _assistant_items(message: Message, provider: str, *, verbatim: bool) -> list
     if not all(_is_sealed(block) for block in blocks if isinstance(block, Thinking)):
         verbatim = False
     items: list[JSONObject] = []
-    for head, group in itertools.groupby(blocks, key=lambda block: _head(block, verbatim=verbatim)):
-        if head is not None:
-            items += _message(head, group)
+    for text_of, group in itertools.groupby(blocks, key=_message_of):
+        if text_of is not None:
+            items += _message(text_of, group, verbatim=verbatim)
         else:
-            items += [
-                item for block in group if (item := _item(block, provider, verbatim=verbatim)) is not None
-            ]
+            found = (_item(block, provider, verbatim=verbatim) for block in group)
+            items += [item for item in found if item is not None]
     while items and items[-1].get("type") == "reasoning":
         items.pop()
     return items
@@ -343,27 +335,22 @@ def _is_sealed(reasoning: Thinking) -> bool:
     return item.get("type") == "reasoning" and bool(item.get("encrypted_content") or item.get("content"))
 
 
-def _head(block: Block, *, verbatim: bool) -> JSONObject | None:
-    """Return the message that a block of text belongs to, without its text; None for what is no text."""
-    if not isinstance(block, Text):
-        return None
-    data = as_dict(block.provider_data)
-    kept = data if verbatim else {field: data[field] for field in ("phase",) if field in data}
-    return {"type": "message", "role": "assistant", **kept}
+def _message_of(block: Block) -> JSONObject | None:
+    """Return the message that a block of text is from, as far as it is known; None for what is no text."""
+    return as_dict(block.provider_data) if isinstance(block, Text) else None
 
 
-def _message(head: JSONObject, blocks: Iterable[Block]) -> list[JSONObject]:
-    texts = [
-        block for block in blocks if isinstance(block, Text) and not (not block.text or block.text.isspace())
-    ]
+def _message(data: JSONObject, blocks: Iterable[Block], *, verbatim: bool) -> list[JSONObject]:
+    """Return the message that the text is from: with its id as the output it was, else as what was said."""
+    texts = [block for block in blocks if isinstance(block, Text) and not _is_blank(block.text)]
     if not texts:
         return []
-    if "id" not in head:
-        return [{**head, "content": "".join(block.text for block in texts)}]
-    parts = [
-        {"type": "output_text", "text": block.text, "annotations": list(block.annotations)} for block in texts
-    ]
-    return [{**head, "content": parts}]
+    head = {"type": "message", "role": "assistant"}
+    if verbatim and "id" in data:
+        parts = [{"type": "output_text", "text": each.text, "annotations": [*each.annotations]} for each in texts]
+        return [{**head, **data, "content": parts}]
+    phase = {"phase": data["phase"]} if "phase" in data else {}
+    return [{**head, **phase, "content": "".join(each.text for each in texts)}]
 
 
 def _item(block: Block, provider: str, *, verbatim: bool) -> JSONObject | None:
@@ -394,3 +381,7 @@ def _call(call: ToolUse, *, verbatim: bool) -> JSONObject:
     if raw is None or parse_arguments(raw) != (arguments, None):
         raw = encode_json(arguments).decode()
     return {**item, "arguments": raw}
+
+
+def _is_blank(text: str | None) -> bool:
+    return not text or text.isspace()

@@ -19,7 +19,7 @@ can go back as it came, which a model's sealed reasoning depends on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -30,14 +30,15 @@ from .._usage import Usage
 from .._util import JSONObject
 from ._base import Response, StopReason
 from ._classify import from_error
+from ._decoder import Decoder
 from ._json import as_dict, as_dicts, as_int, as_str, parse_arguments
 from ._json import decode as decode_json
 from ._json import encode as encode_json
-from ._sse import SSEEvent, SSEParser
 
 if TYPE_CHECKING:
     from ._base import WireEvents
     from ._http import HTTPProvider
+    from ._sse import SSEEvent
 
 CUSTOM_CALL = "custom_tool_call"
 
@@ -67,14 +68,7 @@ _SERVER_CALLS = {
 }
 
 # xAI reports the steps of its X search as calls of custom tools, which it has run itself.
-_SERVER_CUSTOM = {
-    "view_image",
-    "view_x_video",
-    "x_keyword_search",
-    "x_semantic_search",
-    "x_thread_fetch",
-    "x_user_search",
-}
+_XAI_STEPS = {"x_keyword_search", "x_semantic_search", "x_thread_fetch", "x_user_search", "view_x_video"}
 
 # What grows by a delta, and the field that numbers its parts.
 _DELTAS = {
@@ -105,9 +99,7 @@ def decode(body: bytes, provider: HTTPProvider, root: str | None = None) -> Resp
     if not isinstance(response.get("output"), list):
         if isinstance(reply, list) and reply:
             _raise_failure(as_dict(reply[0]))
-        raise WireError(
-            "the answer is no response: it has no output; is base_url a server of the Responses API?"
-        )
+        raise WireError("the answer is no response: it has no output; is base_url a server of the Responses API?")
     content = [block for item in as_dicts(response["output"]) for block in _blocks(item, provider.name)]
     return _response(response, tuple(content), provider, root)
 
@@ -119,12 +111,10 @@ def _raise_failure(response: JSONObject) -> None:
         return
     if isinstance(error, str):  # xAI: {"code": …, "error": "what went wrong"}
         error = {"message": error, "code": response.get("code")}
-    raise from_error(error or {"message": f"the response was {status}, without a reason"})
+    raise from_error(error or {"message": f"the response ended as {status}, without a reason"})
 
 
-def _response(
-    response: JSONObject, content: tuple[Block, ...], provider: HTTPProvider, root: str | None
-) -> Response:
+def _response(response: JSONObject, content: tuple[Block, ...], provider: HTTPProvider, root: str | None) -> Response:
     metadata: JSONObject = {}
     details = as_dict(response.get("incomplete_details"))
     word = as_str(response.get("status"))
@@ -192,24 +182,20 @@ def _blocks(item: JSONObject, provider: str) -> list[Block]:
         case "message":
             return _message(item, provider)
         case "reasoning":
-            return [Thinking("".join(_texts(item.get("summary"))), provider_data=item)]
+            summary = "".join(as_str(part.get("text")) for part in as_dicts(item.get("summary")))
+            return [Thinking(summary, provider_data=item)]
         case "function_call":
             return [_function_call(item)]
-        case "custom_tool_call" if as_str(item.get("name")) not in _SERVER_CUSTOM:
-            rest = _rest(item, "call_id", "name", "input")
-            return [
-                ToolUse(
-                    _call_id(item), as_str(item.get("name")), {"input": as_str(item.get("input"))}, None, rest
-                )
-            ]
         case kind if _ran_there(kind, item):
             name = as_str(item.get("name")) or kind.removesuffix("_call")
             return [ServerToolUse(as_str(item.get("id")) or _call_id(item), name, _server_input(item), item)]
-    return [Opaque(provider, item)]
+        case "custom_tool_call":
+            return [_custom_call(item)]
+    return [Opaque(provider, item)] if item else []
 
 
 def _message(item: JSONObject, provider: str) -> list[Block]:
-    rest = _rest(item, "type", "role", "content")
+    rest = _rest(item, "type", "role", "content") or None
     content = item.get("content")
     if isinstance(content, str):
         return [Text(content, (), rest)] if content else []
@@ -219,7 +205,8 @@ def _message(item: JSONObject, provider: str) -> list[Block]:
             # Alone in a message without an id: an id may stand only once in what is sent back.
             blocks.append(Opaque(provider, {**_rest(item, "id"), "content": [part]}))
         elif (text := as_str(part.get("text"))) or part.get("annotations"):
-            blocks.append(Text(text, tuple(as_dicts(part.get("annotations"))), rest))
+            notes: list[Any] = as_dicts(part.get("annotations"))
+            blocks.append(Text(text, notes, rest))
     return blocks
 
 
@@ -232,16 +219,24 @@ def _function_call(item: JSONObject) -> ToolUse:
     return ToolUse(_call_id(item), as_str(item.get("name")), arguments, invalid, rest or None)
 
 
+def _custom_call(item: JSONObject) -> ToolUse:
+    """Take a call whose input is free text, not JSON: a tool that answers it has one parameter, `input`."""
+    text = {"input": as_str(item.get("input"))}
+    rest = _rest(item, "call_id", "name", "input")
+    return ToolUse(_call_id(item), as_str(item.get("name")), text, None, rest)
+
+
 def _call_id(item: JSONObject) -> str:
     return as_str(item.get("call_id")) or as_str(item.get("id"))
 
 
 def _ran_there(kind: str, item: JSONObject) -> bool:
-    return (
-        kind in _SERVER_CALLS
-        or kind == CUSTOM_CALL
-        or (kind == "tool_search_call" and item.get("execution") != "client")
-    )
+    match kind:
+        case "tool_search_call":
+            return item.get("execution") != "client"
+        case "custom_tool_call":
+            return as_str(item.get("name")) in _XAI_STEPS
+    return kind in _SERVER_CALLS
 
 
 def _server_input(item: JSONObject) -> JSONObject:
@@ -258,22 +253,21 @@ def _rest(item: JSONObject, *known: str) -> JSONObject:
     return {key: value for key, value in item.items() if key not in known and value is not None}
 
 
-def _texts(parts: object) -> list[str]:
-    return [as_str(part.get("text")) for part in as_dicts(parts)]
-
-
 @attrs.define
 class _GrowingItem:
     """An item while its deltas arrive: pieces in lists, joined once."""
 
     raw: JSONObject = attrs.field(factory=dict)
-    pieces: dict[tuple[str, int], list[str]] = attrs.field(
-        factory=dict
-    )  # by what grows, and which part of it
+    pieces: dict[tuple[str, int], list[str]] = attrs.field(factory=dict)  # by kind and part
     closed: bool = False
 
+    def begin(self, raw: JSONObject) -> None:
+        """Take the item as it begins, with its name and ids."""
+        if not self.closed:
+            self.raw = raw
+
     def close(self, raw: JSONObject) -> None:
-        """Take the whole item; what comes for it after that is said already."""
+        """Take the whole item; what comes for it after that has been said."""
         if not self.closed:
             self.raw = raw or self.raw
             self.closed = True
@@ -284,22 +278,22 @@ class _GrowingItem:
 
     def whole(self) -> JSONObject:
         """Return the item, with what has come in pieces where the server does not repeat it in the item."""
-        kind = self.raw.get("type") or self._guess()
+        item = self.raw or {"type": "message"}
         grown: JSONObject = {}
-        if kind == "message" and not self.raw.get("content"):
-            texts = [{"type": "output_text", "text": text} for text in self.grown("text")]
-            grown["content"] = texts + [
-                {"type": "refusal", "refusal": text} for text in self.grown("refusal")
-            ]
-        elif kind == "reasoning" and not self.raw.get("summary"):
-            grown["summary"] = [{"type": "summary_text", "text": text} for text in self.grown("summary")]
-            if not self.raw.get("content") and (texts := self.grown("reasoning")):
-                grown["content"] = [{"type": "reasoning_text", "text": text} for text in texts]
-        elif kind == "function_call" and not self.raw.get("arguments"):
-            grown["arguments"] = "".join(self.grown("arguments"))
-        elif kind == CUSTOM_CALL and not self.raw.get("input"):
-            grown["input"] = "".join(self.grown("input"))
-        return {**self.raw, "type": kind, **grown}
+        match item.get("type"):
+            case "message":
+                grown["content"] = self._parts("output_text", "text") + self._parts("refusal", "refusal")
+            case "reasoning":
+                grown["summary"] = self._parts("summary_text", "summary")
+            case "function_call":
+                grown["arguments"] = "".join(self.grown("arguments"))
+            case "custom_tool_call":
+                grown["input"] = "".join(self.grown("input"))
+        return item | {field: value for field, value in grown.items() if value and not item.get(field)}
+
+    def _parts(self, part: str, kind: str) -> list[JSONObject]:
+        field = "refusal" if part == "refusal" else "text"
+        return [{"type": part, field: text} for text in self.grown(kind)]
 
     def unsaid(self, blocks: list[Block]) -> WireEvents:
         """Return as deltas what text of the blocks has not come in pieces."""
@@ -312,64 +306,51 @@ class _GrowingItem:
             events.append(ThinkingDelta(rest))
         return events
 
-    def _guess(self) -> str:
-        """Say what an item is whose beginning never came."""
-        return "reasoning" if {key[0] for key in self.pieces} & {"summary", "reasoning"} else "message"
-
 
 def _behind(whole: str, said: str) -> str:
     return whole[len(said) :] if whole.startswith(said) else ""
 
 
-class OpenAIDecoder:
-    """Decodes one streamed answer; see `Decoder`. `root` as in `decode`."""
+class OpenAIDecoder(Decoder):
+    """Decodes one streamed answer. `root` as in `decode`."""
 
     def __init__(self, provider: HTTPProvider, root: str | None = None) -> None:
+        super().__init__()
         self._provider = provider
         self._root = root
-        self._parser = SSEParser()
         self._items: dict[int, _GrowingItem] = {}  # by their place in the output
         self._newest = 0
         self._released = 0  # how many of them have become content, in the order of their places
         self._content: list[Block] = []
-        self._response: JSONObject | None = None  # the whole one, with which the stream ends
+        self._whole: JSONObject | None = None  # the whole response, with which the stream ends
 
-    def feed(self, data: bytes) -> WireEvents:
-        """Take some bytes; see `Decoder.feed`."""
-        return self._take(self._parser.feed(data))
+    def _is_complete(self) -> bool:
+        return self._whole is not None
 
-    def finish(self) -> Response:
-        """Return the whole answer; see `Decoder.finish`."""
-        self._take(self._parser.close())
-        if self._response is None:
-            raise WireError("the stream ended before the answer did", retryable=True)
-        return _response(self._response, tuple(self._content), self._provider, self._root)
+    def _response(self) -> Response:
+        return _response(self._whole or {}, tuple(self._content), self._provider, self._root)
 
-    def _take(self, received: list[SSEEvent]) -> WireEvents:
-        events: WireEvents = []
-        for event in received:
-            if self._response is None and event.data.strip() != b"[DONE]":
-                events += self._event(as_dict(decode_json(event.data)), event.event)
-        return events
-
-    def _event(self, event: JSONObject, name: str | None) -> WireEvents:
-        kind = as_str(event.get("type")) or name or ""
+    def _event(self, event: SSEEvent) -> WireEvents:
+        if self._whole is not None or event.data.strip() == b"[DONE]":
+            return []
+        data = as_dict(decode_json(event.data))
+        kind = as_str(data.get("type")) or event.event or ""
         match kind:
             case "response.output_item.added":
-                self._item(event).raw = as_dict(event.get("item"))
+                self._item(data).begin(as_dict(data.get("item")))
             case "response.output_item.done":
-                self._item(event).close(as_dict(event.get("item")))
+                self._item(data).close(as_dict(data.get("item")))
                 return self._release()
             case "response.completed" | "response.incomplete" | "response.done":
                 status = kind.removeprefix("response.").removesuffix("done")
-                return self._end({"status": status} | _rest(as_dict(event.get("response"))))
+                return self._end({"status": status} | _rest(as_dict(data.get("response"))))
             case "response.failed" | "response.cancelled":
-                _raise_failure({**_rest(event), **_rest(as_dict(event.get("response"))), "status": kind[9:]})
+                _raise_failure({**_rest(data), **_rest(as_dict(data.get("response"))), "status": kind[9:]})
             case "error" | "response.error":
-                raise from_error(event.get("error") or _rest(event, "type", "sequence_number"))
+                raise from_error(data.get("error") or _rest(data, "type", "sequence_number"))
             case _ if kind in _DELTAS:
-                return self._delta(event, *_DELTAS[kind])
-            case _ if error := event.get("error"):
+                return self._delta(data, *_DELTAS[kind])
+            case _ if error := data.get("error"):
                 raise from_error(error)
         return []
 
@@ -411,14 +392,9 @@ class OpenAIDecoder:
     def _end(self, response: JSONObject) -> WireEvents:
         """Take the end of the stream, and from it the items that have not come whole before."""
         _raise_failure(response)
-        self._response = response
+        self._whole = response
         output = as_dicts(response.get("output"))
         for place, item in enumerate(output):
             self._items.setdefault(place, _GrowingItem()).close(item)
         left = [self._items[place] for place in sorted(self._items) if place >= self._released]
-        return [
-            event
-            for item in left
-            if item.closed or item.pieces or not output
-            for event in self._hand_over(item)
-        ]
+        return [event for item in left if item.closed or item.pieces or not output for event in self._hand_over(item)]

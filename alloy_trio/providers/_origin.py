@@ -12,6 +12,7 @@ one was sent, which prompt caches and sealed reasoning rely on.
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,7 @@ def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
     a call whose id was rewritten. Of foreign messages, reasoning becomes text; what is sealed, opaque, or about tools
     that the provider ran is left out, and so is a message of which nothing remains.
     """
-    ids: dict[
-        str, str
-    ] = {}  # the calls so far whose ids were rewritten; a later call may have the same id and keep it
+    ids: dict[str, str] = {}  # the calls so far whose ids were rewritten; a later call may have the same id and keep it
     out: list[Message] = []
     for message in messages:
         if message.role == "user":
@@ -87,22 +86,15 @@ def _portable(blocks: Iterable[Block]) -> Iterable[Block]:
 
 
 def _answer(block: Block, ids: Mapping[str, str]) -> Block:
-    if (
-        isinstance(block, ToolResult)
-        and (new := ids.get(block.tool_use_id, block.tool_use_id)) != block.tool_use_id
-    ):
+    if isinstance(block, ToolResult) and (new := ids.get(block.tool_use_id, block.tool_use_id)) != block.tool_use_id:
         return attrs.evolve(block, tool_use_id=new)
     return block
 
 
 def _with_content(message: Message, content: Sequence[Block]) -> Message:
     """Return the message with that content: itself, if none of the blocks is another."""
-    same = len(content) == len(message.content) and all(map(_is, content, message.content))
+    same = len(content) == len(message.content) and all(map(operator.is_, content, message.content))
     return message if same else attrs.evolve(message, content=content)
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 def _digest(text: str) -> str:

@@ -1,19 +1,29 @@
 """
 Who speaks Chat Completions, where, and how each differs from OpenAI.
 
-Everybody implements the same API a little differently. A difference is a flag of `Quirks`, set here for the vendors that
-were seen to need it; `OpenAICompat` looks its flags up by the host of `base_url`. Servers on one's own machine have none:
-what they accept depends on the model they run.
+Everybody implements the same API a little differently. What a server takes is a flag of `Quirks`, set here for the vendors
+that were seen to need it; `OpenAICompat` looks its flags up by the host of `base_url`. Servers on one's own machine have
+none: what they accept depends on the model they run. What a server answers is read for all of them alike, by the tables of
+words below: gateways pass on the words of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import attrs
+
+from .._usage import Usage
+from ._base import StopReason
+from ._json import as_dict, as_int
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from .._util import JSONObject
 
 
 @attrs.frozen(kw_only=True)
@@ -134,12 +144,8 @@ VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
         ),
         "fireworks": Vendor("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY"),
         "cerebras": Vendor("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
-        "perplexity": Vendor(
-            "https://api.perplexity.ai", "PERPLEXITY_API_KEY", Quirks(merge_user_messages=True)
-        ),
-        "nvidia": Vendor(
-            "https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", Quirks(strict_tools=False)
-        ),
+        "perplexity": Vendor("https://api.perplexity.ai", "PERPLEXITY_API_KEY", Quirks(merge_user_messages=True)),
+        "nvidia": Vendor("https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", Quirks(strict_tools=False)),
         "sambanova": Vendor("https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
         "dashscope": Vendor(
             "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
@@ -160,3 +166,125 @@ def quirks_for(base_url: str) -> Quirks:
             if host == domain or host.endswith(f".{domain}"):
                 return vendor.quirks
     return Quirks()
+
+
+STOP_REASONS: Final[Mapping[str, StopReason]] = MappingProxyType(
+    {
+        "stop": StopReason.END_TURN,
+        "end_turn": StopReason.END_TURN,
+        "stop_sequence": StopReason.END_TURN,
+        "eos": StopReason.END_TURN,  # Together
+        "tool_calls": StopReason.TOOL_USE,
+        "tool_use": StopReason.TOOL_USE,
+        "function_call": StopReason.TOOL_USE,
+        "length": StopReason.MAX_TOKENS,
+        "max_tokens": StopReason.MAX_TOKENS,
+        "max_output_tokens": StopReason.MAX_TOKENS,
+        "model_length": StopReason.MAX_TOKENS,  # Mistral
+        "model_context_window_exceeded": StopReason.MAX_TOKENS,  # Z.ai
+        "content_filter": StopReason.REFUSAL,
+        "refusal": StopReason.REFUSAL,
+        "sensitive": StopReason.REFUSAL,  # Z.ai
+    }
+)
+"""What a finish reason means; in lower case, as some gateways shout."""
+
+FAILURES: Final = frozenset({"error", "network_error", "insufficient_system_resource"})
+"""Finish reasons of an answer that is none: OpenRouter and Mistral, Z.ai, DeepSeek."""
+
+REASONING_FIELDS: Final = ("reasoning_content", "reasoning", "reasoning_text")
+"""Where reasoning may be; the first that has some. Servers that fill two of them say the same in both."""
+
+SEALED_FIELDS: Final = ("reasoning_details", "thinking_blocks")
+"""Lists of a message that go back as they came: reasoning of OpenRouter, of Claude behind LiteLLM, with their seals."""
+
+CALL_EXTRAS: Final = ("extra_content", "provider_specific_fields")
+"""Objects of a call that go back as they came: thought signatures, of Gemini's endpoint and of LiteLLM."""
+
+
+def grows(item: JSONObject) -> str:
+    """Return the field of a sealed item that a stream sends in pieces; `""` if it comes whole."""
+    match item.get("type"):
+        case "reasoning.text":
+            return "text"
+        case "reasoning.summary":
+            return "summary"
+        case "thinking":
+            return "thinking"
+    return ""
+
+
+class _Pieces(list[str]):
+    """A text in pieces, inside of JSON that grows."""
+
+
+def grow(known: JSONObject, news: JSONObject, growing: Collection[str]) -> None:
+    """Add to an object what a stream says of it: pieces of the `growing` texts, and the latest of everything else."""
+    for key, value in news.items():
+        if key in growing and isinstance(value, str):
+            if not isinstance(known.get(key), _Pieces):
+                known[key] = _Pieces()
+            known[key].append(value)
+        elif value is not None or key not in known:
+            known[key] = value
+
+
+def joined(value: Any) -> Any:
+    """Return JSON that grew, of any shape, as it stands in a whole answer."""
+    match value:
+        case _Pieces():
+            return "".join(value)
+        case dict():
+            return {key: joined(member) for key, member in value.items()}
+        case list():
+            return [joined(member) for member in value]
+    return value
+
+
+def seal(known: list[JSONObject], items: list[JSONObject]) -> None:
+    """Add items to a sealed list; in a stream an item may be more of the one before it."""
+    for item in items:
+        text = grows(item)
+        same = known and all(item.get(key) in (None, known[-1].get(key)) for key in ("type", "index", "id"))
+        if not (text and same):
+            known.append({})
+        grow(known[-1], item, {text})
+
+
+def made_up_id(*parts: object) -> str:
+    """Return an id that follows from `parts`: nine letters and digits, which every server takes."""
+    digest = hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).digest()
+    number = int.from_bytes(digest, "big")
+    return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[number // 36**place % 36] for place in range(9))
+
+
+def read_usage(usage: JSONObject, server_tools: int = 0) -> Usage:
+    """
+    Read a usage report; `server_tools` is how many calls of the server's own tools were seen, should it not say.
+
+    Prompt tokens include cached ones. Completion tokens include reasoning, except at xAI and at Gemini's endpoint, which
+    count it in the total only.
+    """
+    prompt, total = as_int(usage.get("prompt_tokens")), as_int(usage.get("total_tokens"))
+    details, prompt_details = (as_dict(usage.get(f"{kind}_tokens_details")) for kind in ("completion", "prompt"))
+    read = _first(prompt_details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
+    written = _first(
+        prompt_details.get("cache_write_tokens"),  # OpenAI, OpenRouter; LiteLLM has the two others
+        prompt_details.get("cache_creation_tokens"),
+        usage.get("cache_creation_input_tokens"),
+    )
+    return Usage(
+        input_tokens=max(prompt - read - written, 0),
+        output_tokens=max(as_int(usage.get("completion_tokens")), total - prompt),
+        cache_creation_input_tokens=written,
+        cache_read_input_tokens=read,
+        reasoning_tokens=_first(details.get("reasoning_tokens"), usage.get("reasoning_tokens")),
+        server_tool_calls=_first(
+            as_dict(usage.get("server_tool_use_details")).get("tool_calls_executed"), server_tools
+        ),
+    )
+
+
+def _first(*counts: object) -> int:
+    """Return the first count that is given."""
+    return next((as_int(count) for count in counts if count is not None), 0)

@@ -27,9 +27,7 @@ def tool_calls(result: Result) -> list[ToolCall]:
     return list(result.tool_calls)
 
 
-def assert_tool_called(
-    result: Result, name: str, partial_input: Mapping[str, object] | None = None
-) -> ToolCall:
+def assert_tool_called(result: Result, name: str, partial_input: Mapping[str, object] | None = None) -> ToolCall:
     """
     Return the first call of the tool `name` whose input has all of `partial_input`.
 
@@ -85,9 +83,7 @@ def assert_no_orphans() -> Iterator[None]:
 
 def _running() -> dict[object, str]:
     """Return what is running now: an identity and a name of each task, tool thread and child process."""
-    found: dict[object, str] = {
-        task: f"task {task.name}" for task in _tasks(trio.lowlevel.current_root_task())
-    }
+    found: dict[object, str] = {task: f"task {task.name}" for task in _tasks(trio.lowlevel.current_root_task())}
     for thread in threading.enumerate():
         if thread.name.startswith("alloy_trio"):  # Trio renames its threads while they work for somebody
             found[thread] = f"thread {thread.name}"

@@ -10,7 +10,7 @@ import trio
 
 from .._errors import ProviderError
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
-from .._messages import BLOCK_TYPES, Block, Message, Text, Thinking, ToolUse
+from .._messages import Block, Message, Text, Thinking, ToolUse
 from .._run import run
 from .._usage import Usage
 from ..providers._base import Request, Response, StopReason
@@ -19,7 +19,7 @@ from ..providers._json import encode
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .._config import RunOptions
+    from .._config import Options
     from .._result import Result
     from .._util import JSONObject
     from ..providers._base import Emit
@@ -144,11 +144,8 @@ class ScriptedProvider:
         return script(request) if callable(script) else script
 
     @staticmethod
-    def _pieces(reply: Reply) -> Sequence[Piece]:
-        if isinstance(reply, (Step, *BLOCK_TYPES)):
-            return (reply,)
-        assert not isinstance(reply, Response)
-        return reply
+    def _pieces(reply: Piece | Sequence[Piece]) -> Sequence[Piece]:
+        return reply if isinstance(reply, Sequence) else (reply,)
 
     def _identified(self, block: Block, index: int) -> Block:
         if isinstance(block, ToolUse) and not block.id:
@@ -178,9 +175,6 @@ async def _type_out(block: Block, emit: Emit) -> None:
     await emit(BlockEnd(block))
 
 
-async def run_with_responses(
-    prompt: str | None, responses: Iterable[Script], **options: Unpack[RunOptions]
-) -> Result:
+async def run_with_responses(prompt: str | None, responses: Iterable[Script], **options: Unpack[Options]) -> Result:
     """Do what `alloy_trio.run` does, with a `ScriptedProvider` of these responses."""
-    options["provider"] = ScriptedProvider(responses)
-    return await run(prompt, **options)
+    return await run(prompt, provider=ScriptedProvider(responses), **options)

@@ -71,32 +71,22 @@ class Shell:
     async def _in_bash(self, command: str, cwd: Path, seconds: float, output: Excerpt) -> int | None:
         argv = ["bash", *(["-r"] if self.restricted else []), "-c", "--", command]
         try:
-            return await run_command(
-                argv, cwd=cwd, env=self._environment(), seconds=seconds, sink=output.feed
-            )
+            return await run_command(argv, cwd=cwd, env=self._environment(), seconds=seconds, sink=output.feed)
         except OSError as error:
             if not await trio.Path(cwd).is_dir():
-                raise ToolError(
-                    f"The working directory {cwd} is missing; the command was not run."
-                ) from error
+                raise ToolError(f"The working directory {cwd} is missing; the command was not run.") from error
             raise ToolError(f"Cannot start bash: {error.strerror}.") from error
         except ValueError as error:
             raise ToolError(f"Cannot run this command: {error}.") from error
 
     def _environment(self) -> dict[str, str]:
         keep_all = self.inherit_env == "all"
-        inherited = {
-            name: value for name, value in os.environ.items() if keep_all or not _SECRET.search(name)
-        }
+        inherited = {name: value for name, value in os.environ.items() if keep_all or not _SECRET.search(name)}
         merged = {**inherited, **self.env}
         return {name: value for name, value in merged.items() if value is not None}
 
     def _too_slow(self, seconds: float, output: str) -> str:
-        more = (
-            f" Or give it more time by timeout (at most {self.max_timeout:g})."
-            if seconds < self.max_timeout
-            else ""
-        )
+        more = f" Or give it more time by timeout (at most {self.max_timeout:g})." if seconds < self.max_timeout else ""
         return (
             f"The command was stopped after {seconds:g} seconds, with all that it had started. "
             f"Do less at once, and see that it does not wait for input.{more} "
@@ -104,9 +94,7 @@ class Shell:
         )
 
 
-async def _in_executor(
-    executor: Executor, command: str, cwd: Path, seconds: float, output: Excerpt
-) -> int | None:
+async def _in_executor(executor: Executor, command: str, cwd: Path, seconds: float, output: Excerpt) -> int | None:
     with trio.move_on_after(seconds):
         code, text = await executor(command, cwd)
         output.feed_text(text)
@@ -166,9 +154,7 @@ class Bash(Tool):
             "inherit_env": inherit_env,
             "executor": executor,
         }
-        shell = attrs.evolve(
-            self.shell, **{name: value for name, value in changes.items() if value is not None}
-        )
+        shell = attrs.evolve(self.shell, **{name: value for name, value in changes.items() if value is not None})
         return attrs.evolve(self, shell=shell, **_execution(shell))
 
 

@@ -19,9 +19,7 @@ MAX_BYTES = 64 << 20
 
 
 @tool(concurrent=False)
-def edit(
-    file_path: str, old_string: str, new_string: str, ctx: ToolContext, *, replace_all: bool = False
-) -> str:
+def edit(file_path: str, old_string: str, new_string: str, ctx: ToolContext, *, replace_all: bool = False) -> str:
     """
     Replace a text in a file by another. The old text must occur exactly once, unless replace_all is set.
 

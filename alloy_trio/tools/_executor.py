@@ -108,7 +108,8 @@ class _Invocation:
 
     def result(self) -> ToolResult:
         assert self.outcome is not None
-        content, limit = self.output.content, self.tool and self.tool.max_result_chars
+        content = self.output.content
+        limit = None if self.tool is None else self.tool.max_result_chars
         if limit is not None:
             blocks = (Text(content),) if isinstance(content, str) else content
             content = tuple(Text(clip(b.text, limit)) if isinstance(b, Text) else b for b in blocks)
@@ -163,9 +164,7 @@ class Batch:
     @property
     def succeeded(self) -> frozenset[str]:
         """The names of the tools that had a call that ended `ok`."""
-        return frozenset(
-            invocation.use.name for invocation in self._invocations if invocation.outcome == "ok"
-        )
+        return frozenset(invocation.use.name for invocation in self._invocations if invocation.outcome == "ok")
 
     def records(self) -> list[ToolCall]:
         """The records of the calls that were announced by a `ToolStart`, in call order."""
@@ -241,9 +240,7 @@ class Batch:
             elif ended.error is not None:
                 invocation.fail(ended.error)
             elif ended.abandoned:
-                logger.error(
-                    "tool %s did not end within %g s of its cancel and was left running", tool.name, grace
-                )
+                logger.error("tool %s did not end within %g s of its cancel and was left running", tool.name, grace)
                 invocation.end(
                     "abandoned",
                     f"did not stop within {grace:g} seconds of being asked to, and was left running: "

@@ -39,9 +39,7 @@ def resolve(path: str, ctx: ToolContext) -> Path:
     roots = [Path(os.path.realpath(root)) for root in ctx.allowed_paths]
     if not any(real.is_relative_to(root) for root in roots):
         allowed = ", ".join(map(str, roots)) or "none"
-        raise ToolError(
-            f"{path} is outside the allowed directories. Use a path inside one of these: {allowed}"
-        )
+        raise ToolError(f"{path} is outside the allowed directories. Use a path inside one of these: {allowed}")
     return real
 
 

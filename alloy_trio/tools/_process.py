@@ -13,6 +13,7 @@ the background may hold that pipe open after the shell has exited, so that the e
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+logger = logging.getLogger("alloy_trio.tools")
 
 KILL_GRACE = 0.5
 """Seconds between SIGTERM and SIGKILL, and as many after it at most."""
@@ -88,8 +91,9 @@ async def run_command(
     """
     Run a command, and hand what it writes to `sink` as it comes.
 
-    Whether this returns or raises, nothing of the command runs any more; a cancel or the time-out is late by twice
-    `KILL_GRACE` at most.
+    Whether this returns or raises, nothing of the command's session runs any more; a cancel or the time-out is late by
+    twice `KILL_GRACE` at most. What even SIGKILL does not end by then (it hangs in the kernel, or is another user's) is
+    logged and left.
 
     Returns:
         The exit code (128 + the signal's number where a signal ended it, as shells have it), or None if `seconds` were
@@ -137,6 +141,7 @@ async def end_session(process: trio.Process) -> None:
             with trio.move_on_after(KILL_GRACE):
                 await _end(process, number)
                 return
+        logger.error("the session of process %d still runs %g s after SIGKILL", process.pid, KILL_GRACE)
 
 
 async def _end(process: trio.Process, number: signal.Signals) -> None:

@@ -198,9 +198,7 @@ def _check(function: Callable[..., Any], name: str, parameter: inspect.Parameter
     if parameter.annotation is parameter.empty:
         fault = f"has no type hint: write for instance `{name}: str`"
         if name in {"self", "cls"}:
-            fault = (
-                "has no type hint: to make a tool of a method, decorate the bound one, `tool(object.method)`"
-            )
+            fault = "has no type hint: to make a tool of a method, decorate the bound one, `tool(object.method)`"
         raise _bad(function, name, fault)
 
 

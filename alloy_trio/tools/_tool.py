@@ -103,10 +103,10 @@ def scrub(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _content(content: str | Block | Iterable[str | Block]) -> str | tuple[Block, ...]:
+def _content(content: str | Block | Sequence[str | Block]) -> str | tuple[Block, ...]:
     if isinstance(content, str):
         return scrub(str.__str__(content)) if content.strip() else NO_OUTPUT
-    blocks = list(content) if isinstance(content, Iterable) else [content]
+    blocks: list[Any] = list(content) if isinstance(content, list | tuple) else [content]
     found = tuple(Text(block) if isinstance(block, str) else block for block in blocks)
     if not found or not all(isinstance(block, _SHOWN) for block in found):
         raise TypeError("a tool's content is text, or blocks of text and media; other values go into `data`")
@@ -159,9 +159,7 @@ def _are_blocks(value: object) -> TypeGuard[Block | Sequence[str | Block]]:
     if not isinstance(value, list | tuple):
         return isinstance(value, _SHOWN)
     texts = [isinstance(each, str) for each in value]
-    return not all(texts) and all(
-        text or isinstance(each, _SHOWN) for text, each in zip(texts, value, strict=True)
-    )
+    return not all(texts) and all(text or isinstance(each, _SHOWN) for text, each in zip(texts, value, strict=True))
 
 
 def _json(value: object) -> str:
@@ -176,7 +174,7 @@ def _plain(value: Any) -> Any:
         return dump(mode="json")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise NotImplementedError
+    raise TypeError
 
 
 def clip(text: str, limit: int) -> str:
@@ -295,9 +293,7 @@ class Tool:
             changes["_function"] = None
         if "input_schema" in changes:
             if self._function is not None and "execute" not in changes:
-                raise InvalidOption(
-                    f"tool {self.name!r}: its input_schema is its signature; make a Tool of its own"
-                )
+                raise InvalidOption(f"tool {self.name!r}: its input_schema is its signature; make a Tool of its own")
             changes["_parse"] = raw_parser(changes["input_schema"], self.name)
         return attrs.evolve(self, **changes)
 
@@ -316,9 +312,7 @@ def _faults(tool: Any) -> Iterator[str]:
         yield f"max_result_chars is a positive number, or None for no limit; got {tool.max_result_chars!r}"
     if tool.strict and tool.input_schema.get("additionalProperties") is not False:
         yield "strict needs `additionalProperties: false` in input_schema: providers refuse an open object"
-    if not isinstance(tool.native, Mapping) or not all(
-        isinstance(each, dict) for each in tool.native.values()
-    ):
+    if not isinstance(tool.native, Mapping) or not all(isinstance(each, dict) for each in tool.native.values()):
         yield "native maps a provider's name to a tool definition, a JSON object"
     yield from _function_faults(tool)
 
@@ -343,9 +337,7 @@ def _is_generator(function: Callable[..., Any]) -> bool:
 
 def _refuse_unknown(options: Iterable[str], valid: Sequence[str]) -> None:
     if unknown := sorted(set(options) - set(valid)):
-        raise InvalidOption(
-            f"a tool has no option {', '.join(map(repr, unknown))}; it has {', '.join(valid)}"
-        )
+        raise InvalidOption(f"a tool has no option {', '.join(map(repr, unknown))}; it has {', '.join(valid)}")
 
 
 class _Options(TypedDict, total=False):
@@ -393,6 +385,7 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     _refuse_unknown(options, list(_Options.__annotations__))
     frame = inspect.currentframe()
     namespace = frame.f_back.f_locals if frame and frame.f_back else {}  # hints may name what is local there
+    del frame  # it refers to itself, and so to all that is local there
 
     def decorate(function: Callable[..., Any]) -> Tool:
         return _from_function(function, namespace, options)
@@ -408,7 +401,7 @@ def _from_function(function: object, namespace: Mapping[str, Any], options: Mapp
     if _is_generator(function):
         raise InvalidOption(f"tool {function_name(function)!r}: {_NO_GENERATOR}")
     takes = signature(function, ToolContext, namespace)
-    made = {"name": function_name(function), "description": takes.description, **options}
+    made: dict[str, Any] = {"name": function_name(function), "description": takes.description, **options}
     execute = _caller(function, takes.context)
     return Tool(**made, input_schema=takes.schema, execute=execute, _function=function, _parse=takes.parse)
 

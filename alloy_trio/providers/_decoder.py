@@ -1,0 +1,82 @@
+"""
+One streamed answer: the part of decoding that is the same on every wire.
+
+Bytes become server-sent events, and a wire says what each of them means. A failure inside the stream does not take with it
+what came before it in the same read: those events are handed over first, and it is raised at the next call.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+from .._errors import ProviderError, WireError
+from ._sse import SSEEvent, SSEParser
+
+if TYPE_CHECKING:
+    from ._base import Response, WireEvents
+
+
+class Decoder(abc.ABC):
+    """
+    Turns the bytes of one streamed answer into events, without I/O.
+
+    `feed` takes the bytes as they come, cut anywhere; `close` says that there are no more; `finish` gives the whole answer.
+    """
+
+    def __init__(self) -> None:
+        self._parser = SSEParser()
+        self._failure: ProviderError | None = None
+
+    def feed(self, data: bytes) -> WireEvents:
+        """
+        Take some bytes, and return the events that they complete.
+
+        Raises:
+            ProviderError: The stream carries an error, or cannot be understood.
+        """
+        return self._take(self._parser.feed(data))
+
+    def close(self) -> WireEvents:
+        """Say that the stream is over, and return the events that only this completes. Raises as `feed` does."""
+        return self._take(self._parser.close())
+
+    def finish(self) -> Response:
+        """
+        Return the whole answer. Once, at the end.
+
+        Raises:
+            ProviderError: As `feed` does.
+            WireError: The stream ended before the answer did (retryable).
+        """
+        self.close()
+        if self._failure is not None:
+            raise self._failure
+        if not self._is_complete():
+            raise WireError("the stream ended before the answer did", retryable=True)
+        return self._response()
+
+    def _take(self, received: list[SSEEvent]) -> WireEvents:
+        if self._failure is not None:
+            raise self._failure
+        events: WireEvents = []
+        try:
+            for event in received:
+                events += self._event(event)
+        except ProviderError as failure:
+            if not events:
+                raise
+            self._failure = failure
+        return events
+
+    @abc.abstractmethod
+    def _event(self, event: SSEEvent) -> WireEvents:
+        """Say what one server-sent event means; those after the answer's end mean nothing."""
+
+    @abc.abstractmethod
+    def _is_complete(self) -> bool:
+        """Whether the answer has come to its end."""
+
+    @abc.abstractmethod
+    def _response(self) -> Response:
+        """Put the answer together; only called when it is complete."""

@@ -1,0 +1,334 @@
+"""
+How a run is shown: as text for people, or as one JSON object a line for programs.
+
+The answer goes to stdout, and nothing else does. What is said about the run (reasoning, tool calls, the summary, errors) goes to
+stderr. On one terminal both meet, so whoever writes first ends the line that the other has left open.
+
+What a model, a tool or a server says is not to be trusted with a terminal: control characters in it are shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import unicodedata
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+import trio
+
+from .._errors import AlloyError
+from .._events import Envelope, RunEnd, TextDelta, ThinkingDelta, ToolEnd, ToolStart, TurnEnd, TurnStart
+from .._run import stream
+from ..providers._json import encode
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .._config import RunOptions
+    from .._result import Result
+    from .._usage import Usage
+    from .._util import JSONObject
+
+DIM, _RED, _GREEN = 2, 31, 32
+
+_PIECE = 1000  # characters: at most 4,000 bytes, which a pipe that is writable takes whole
+_CLOSE_WITHIN = 0.5  # seconds that the end of a cancelled run may wait for whoever reads our output
+_WIDTH = 200  # columns, where there is no terminal to ask
+_SHORTEST_KEY = 16  # characters
+_LONGEST = 2000  # characters of an error
+
+# Control characters become their pictures, as `cat -v` does; a carriage return, which would overwrite the line, goes. So do
+# the characters that turn the order of a line around.
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys((*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
+    ord("\r"): None,
+}
+
+
+def harmless(text: str) -> str:
+    """Replace what a terminal would take for a command."""
+    return text.translate(_PICTURES)
+
+
+def redact(text: str, secret: str | None) -> str:
+    """Take a key out of a text. What is too short to be one (`EMPTY`, for servers that want any) stays."""
+    return text.replace(secret, "[key]") if secret and len(secret) >= _SHORTEST_KEY else text
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """Make one harmless line of a text."""
+    line = harmless(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _width(text: str) -> int:
+    return sum(map(_columns, text))
+
+
+def clip(text: str, columns: int) -> str:
+    """Cut a line that would be wider than this on a terminal."""
+    widths = list(itertools.accumulate(map(_columns, text)))
+    if not widths or widths[-1] <= columns:
+        return text
+    return f"{text[: sum(width < columns for width in widths)]}…"
+
+
+class Output:
+    """
+    One of the two outputs.
+
+    Attributes:
+        terminal: Whether it is one.
+        styled: Whether escape codes may be written to it.
+        open_line: Whether what was written last has not ended its line.
+    """
+
+    def __init__(self, file: TextIO | None, *, color: bool = True, secret: str | None = None) -> None:
+        self._file = file
+        self._secret = secret  # the key: a server may say it back to us
+        self.terminal = file is not None and file.isatty()
+        self.styled = self.terminal and color and os.environ.get("TERM") != "dumb"
+        self.open_line = False
+        self._pieces: deque[str] = deque()
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError, AttributeError):
+            self._descriptor = None if file is None else file.fileno()
+
+    @property
+    def columns(self) -> int:
+        """The width of the terminal."""
+        try:
+            width = os.get_terminal_size(self._descriptor or 0).columns if self.terminal else 0
+        except OSError:
+            width = 0
+        return width or _WIDTH
+
+    def style(self, text: str, code: int) -> str:
+        """Put a text into a color, where there are any."""
+        return f"\x1b[{code}m{text}\x1b[0m" if self.styled and text else text
+
+    async def write(self, text: str) -> None:
+        """
+        Write and flush.
+
+        Waits in Trio, not in the system: whoever reads our pipe may be slow, and a Ctrl-C has to get through meanwhile. What
+        a cancel has kept back is written before what comes next.
+
+        Raises:
+            OSError: Nobody reads any more, or the disk is full.
+        """
+        text = redact(text, self._secret)
+        self._pieces.extend(text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+        if text:
+            self.open_line = not text.endswith("\n")
+        while self._pieces and self._file is not None:
+            await self._ready()
+            self._file.write(self._pieces[0])
+            self._file.flush()
+            self._pieces.popleft()
+
+    async def _ready(self) -> None:
+        if self._descriptor is None:
+            return await trio.lowlevel.checkpoint()
+        try:
+            await trio.lowlevel.wait_writable(self._descriptor)
+        except OSError:
+            self._descriptor = None  # a plain file, which is always ready, or a system that cannot tell
+
+    async def end_line(self) -> None:
+        """End the line, if it is open."""
+        if self.open_line:
+            await self.write("\n")
+
+
+class View(Protocol):
+    """Shows a run."""
+
+    async def show(self, envelope: Envelope) -> None:
+        """Show one event."""
+        ...
+
+    async def close(self) -> None:
+        """The run is over, or cut: leave whole lines behind."""
+        ...
+
+
+async def show_run(prompt: str, view: View, **options: Unpack[RunOptions]) -> Result:
+    """Run, show what happens, and return the result. Raises what `run` raises, and the `OSError` of an output."""
+    try:
+        async with stream(prompt, **options) as events:
+            async for envelope in events.envelopes():
+                await view.show(envelope)
+    finally:
+        with trio.move_on_after(_CLOSE_WITHIN, shield=True):
+            await view.close()
+    return events.result
+
+
+class JSONLines:
+    """Each event as a line of JSON on stdout."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+
+    async def show(self, envelope: Envelope) -> None:
+        """Write one line."""
+        await self._out.write(encode(envelope.to_dict()).decode() + "\n")
+
+    async def close(self) -> None:
+        """Write what is left of a line."""
+        await self._out.write("")
+
+
+class Screen:
+    """The answer as it comes, each tool call in one line as it ends, a summary in the end."""
+
+    def __init__(self, out: Output, err: Output) -> None:
+        self._out = out
+        self._err = err
+        self._started = trio.current_time()
+        self._blank = True  # whether the answer has had no text yet
+        self._running: dict[str, ToolStart] = {}
+        self._status = False  # whether a passing line, to be wiped, stands on the terminal
+
+    async def show(self, envelope: Envelope) -> None:
+        """Show one event."""
+        match envelope.event:
+            case TurnStart():
+                self._blank = True
+                await self._pass("…")
+            case TextDelta(text=text):
+                await self._wipe()
+                await self._err.end_line()
+                await self._out.write(self._for_terminal(text) if self._out.terminal else text)
+            case ThinkingDelta(text=text) if self._err.terminal:
+                await self._think(text)
+            case TurnEnd():
+                await self._wipe()
+                await self._err.end_line()
+                await self._out.end_line()
+            case ToolStart(id=call) as start:
+                self._running[call] = start
+                await self._pass_tool()
+            case ToolEnd(id=call) as end:
+                self._running.pop(call, None)
+                await self._say(tool_line(end, self._err))
+                await self._pass_tool()
+            case RunEnd(turns=turns, usage=usage) if turns:
+                seconds = trio.current_time() - self._started
+                await self._say(self._err.style(summary(turns, usage, seconds), DIM))
+
+    async def close(self) -> None:
+        """Wipe what was passing and end the open lines."""
+        await self._wipe()
+        await self._err.end_line()
+        await self._out.end_line()
+
+    def _for_terminal(self, text: str) -> str:
+        """Many models begin with blank lines, which on a terminal only push the answer down."""
+        if self._blank:
+            text = text.lstrip("\r\n")
+            self._blank = not text
+        return harmless(text)
+
+    async def _say(self, line: str) -> None:
+        await self._wipe()
+        await self._make_room()
+        await self._err.write(f"{line}\n")
+
+    async def _make_room(self) -> None:
+        """End the open lines, of the answer only where it stands on the same terminal: in a file it goes on."""
+        await self._err.end_line()
+        if self._out.terminal:
+            await self._out.end_line()
+
+    async def _think(self, text: str) -> None:
+        if not self._err.open_line or self._status:
+            await self._wipe()
+            await self._make_room()
+            await self._err.write("" if self._err.styled else "(thinking) ")
+        await self._err.write(self._err.style(harmless(text), DIM))
+        self._err.open_line = not text.endswith("\n")
+
+    async def _pass_tool(self) -> None:
+        for start in list(self._running.values())[-1:]:
+            await self._pass(f"… {start.name} {brief(start.input)}")
+
+    async def _pass(self, text: str) -> None:
+        """Show what goes on just now, in a line that is wiped before the next is written."""
+        if self._err.styled:
+            await self._wipe()
+            await self._make_room()
+            await self._err.write(self._err.style(clip(one_line(text), self._err.columns - 1), DIM))
+            self._status = True
+
+    async def _wipe(self) -> None:
+        if self._status:
+            self._status = self._err.open_line = False
+            await self._err.write("\r\x1b[K")
+            self._err.open_line = False
+
+
+def brief(arguments: JSONObject) -> str:
+    """Say what a call is about: the path or the command, of any other tool all of the input."""
+    for key in ("file_path", "command"):
+        if isinstance(arguments.get(key), str):
+            return one_line(arguments[key])
+    return one_line(encode(arguments).decode()) if arguments else ""
+
+
+def tool_line(end: ToolEnd, err: Output) -> str:
+    """Return the line of a call: what was asked, how long it took, how it ended."""
+    head, outcome = one_line(f"{end.name} {brief(end.input)}"), end.outcome.replace("_", " ")
+    if end.error:
+        reason = next((line for line in end.error.splitlines() if line.strip()), "")
+        outcome = one_line(f"{outcome}: {reason}")
+    seconds = f"  {end.duration:.2f}s  "
+    room = err.columns - len(f"● {seconds}")
+    outcome = clip(outcome, max(room - _width(head), room // 2))
+    dot = err.style("●", _GREEN if end.outcome == "ok" else _RED)
+    return f"{dot} {clip(head, room - _width(outcome))}{err.style(seconds + outcome, DIM)}"
+
+
+def _count(turns: int) -> str:
+    return f"{turns} turn{'' if turns == 1 else 's'}"
+
+
+def summary(turns: int, usage: Usage, seconds: float) -> str:
+    """Return the last line of a run. Input counts whole, cached or not."""
+    cached = usage.cache_read_input_tokens
+    prompt = usage.input_tokens + usage.cache_creation_input_tokens + cached
+    about = "~" if usage.estimated else ""
+    return (
+        f"{_count(turns)} · {about}{prompt:,} in"
+        f"{f' ({cached:,} cached)' if cached else ''} / {about}{usage.output_tokens:,} out tokens · {seconds:.1f} s"
+    )
+
+
+async def say_cancelled(err: Output) -> None:
+    """Say that a run was cancelled; on a terminal, over the `^C` that stands at the start of the line."""
+    await err.write("\rcancelled\n" if err.terminal else "cancelled\n")
+
+
+def shortfall(result: Result) -> str | None:
+    """Say what keeps a run that ended well from being done, if something does."""
+    if result.status == "max_turns":
+        return f"stopped after {_count(result.turns)} (--max-turns): the work may be unfinished"
+    if result.stop_reason == "max_tokens":
+        return "the answer was cut at its cap: allow more with --max-output-tokens"
+    return None
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what went wrong."""
+    text = str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"
+    return one_line(text)

@@ -1,0 +1,28 @@
+"""Sphinx settings: built offline, a warning is an error."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+project = "alloy_trio"
+author = "The alloy_trio contributors"
+project_copyright = author
+version = release = importlib.metadata.version("alloy_trio")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = f"alloy_trio {release}"
+
+myst_heading_anchors = 3
+
+default_role = "literal"  # docstrings quote code as Markdown does, with single backticks
+napoleon_use_ivar = True  # an attribute is documented once, in its class's docstring
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("Block", "Event", "JSONObject", "Outcome", "ProviderEvent", "Status")}
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 100
