@@ -54,7 +54,14 @@ class BlockEnd:
 
 @attrs.frozen
 class RunStart:
-    """A run begins. Always the first event."""
+    """
+    A run begins. Always the first event.
+
+    Attributes:
+        session_id: The session's id.
+        provider: The provider's name.
+        model: The model it asks, if it says.
+    """
 
     session_id: str
     provider: str
@@ -84,7 +91,14 @@ class TurnEnd:
 
 @attrs.frozen
 class ToolStart:
-    """A tool call begins."""
+    """
+    A tool call begins.
+
+    Attributes:
+        id: The call's id.
+        name: The tool's name.
+        input: The input, as the model gave it.
+    """
 
     id: str
     name: str

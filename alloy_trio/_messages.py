@@ -92,7 +92,15 @@ class ToolUse:
 
 @attrs.frozen
 class ServerToolUse:
-    """The model used a tool that the provider runs itself. Kept, sent back, never answered by us."""
+    """
+    The model used a tool that the provider runs itself. Kept, sent back, never answered by us.
+
+    Attributes:
+        id: The call's id.
+        name: The provider's name for the tool.
+        input: What it was asked for.
+        provider_data: The rest of the provider's block, sent back verbatim.
+    """
 
     id: str
     name: str
@@ -132,7 +140,14 @@ class Image:
 
 @attrs.frozen
 class Audio:
-    """Sound. `data` is base64 text; given as bytes it is encoded for you."""
+    """
+    Sound, inline or by address.
+
+    Attributes:
+        mime_type: For instance `audio/wav`.
+        data: The bytes as base64 text; given as bytes they are encoded for you.
+        uri: Where the provider can fetch it, instead of `data`.
+    """
 
     mime_type: str
     data: str | None = attrs.field(default=None, converter=_base64, repr=False)
@@ -141,7 +156,14 @@ class Audio:
 
 @attrs.frozen
 class Video:
-    """Moving pictures. `data` is base64 text; given as bytes it is encoded for you."""
+    """
+    Moving pictures, inline or by address.
+
+    Attributes:
+        mime_type: For instance `video/mp4`.
+        data: The bytes as base64 text; given as bytes they are encoded for you.
+        uri: Where the provider can fetch it, instead of `data`.
+    """
 
     mime_type: str
     data: str | None = attrs.field(default=None, converter=_base64, repr=False)

@@ -863,9 +863,11 @@ def test_a_key_is_taken_out_and_a_dummy_is_not() -> None:
     assert redact("an EMPTY room", "EMPTY") == "an EMPTY room"
 
 
-def test_standard_input_that_cannot_be_read(tmp_path: Path) -> None:
-    folder = os.open(tmp_path, os.O_RDONLY)
-    with start("hi", stdin=folder) as process:
-        _, err = process.communicate(timeout=BOUND)
-    os.close(folder)
-    assert (process.returncode, err) == (2, b"error: standard input cannot be read: Is a directory\n")
+async def test_standard_input_that_cannot_be_read() -> None:
+    def read_now() -> bytes:
+        raise OSError(5, "Input/output error")
+
+    broken = Input(Paper([], terminal=True))
+    broken._read_now = read_now  # type: ignore[method-assign]
+    with pytest.raises(InvalidOption, match=r"standard input cannot be read: Input/output error"):
+        await broken.line()
