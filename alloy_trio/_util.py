@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,5 +27,5 @@ def export(namespace: dict[str, Any], names: Sequence[str]) -> None:
     """
     for name in names:
         thing = namespace[name]
-        if getattr(thing, "__module__", "").startswith("alloy_trio._") or "._" in getattr(thing, "__module__", ""):
+        if inspect.isclass(thing) or inspect.isfunction(thing):
             thing.__module__ = namespace["__name__"]

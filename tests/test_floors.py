@@ -39,6 +39,7 @@ FLOORS = {
     "providers._base": 2,
     "providers._classify": 2,
     "providers._decoder": 2,
+    "providers._decoder": 2,
     "providers._json": 2,
     "providers._origin": 2,
     "providers._sse": 2,
@@ -80,7 +81,9 @@ FLOORS = {
 
 FACADES = {"", "events", "providers", "repl", "testing", "tools"}  # "" is alloy_trio itself
 
-PURE = re.compile(r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin)")  # wires: bytes in, events out
+PURE = re.compile(
+    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin)"
+)  # wires: bytes in, events out
 
 ONLY_IN = {
     "httpx": {"providers._http"},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -40,6 +40,7 @@ from alloy_trio.providers._vendors import VENDORS, quirks_for
 from alloy_trio.tools import Tool
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterable
 
 JSON = dict[str, Any]
@@ -707,7 +708,7 @@ def test_mistral_content_in_parts() -> None:
         ({"choices": [{"finish_reason": "insufficient_system_resource"}]}, ProviderError),
         ({"error": {"message": "m", "code": "context_length_exceeded"}, "choices": []}, ContextTooLong),
     ],
-    ids=[f"cpt-10 {name}" for name in ["rate", "busy", "key", "text", "vllm", "beside", "bare", "deepseek", "context"]],
+    ids=lambda value: "cpt-10" if isinstance(value, dict) else value.__name__,
 )
 def test_cpt_10_errors_in_a_200(body: JSON, error: type[ProviderError]) -> None:
     with pytest.raises(error) as in_body:
@@ -1119,28 +1120,24 @@ def test_what_was_answered_is_sent_back(message: JSON) -> None:
     assert again is None or list(again.content) == kept
 
 
+KEYS = """
+    id index type function name arguments content text thinking reasoning reasoning_details tool_calls delta message choices
+    usage annotations images image_url audio extra_content refusal finish_reason citations created prompt_tokens
+    prompt_tokens_details executed_tools function_call custom
+"""
+scalars = st.none() | st.booleans() | st.integers(-2, 2) | st.just(0.5) | st.text(max_size=3)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(
-        st.sampled_from(
-            ["id", "index", "type", "function", "name", "arguments", "content", "text", "thinking", "reasoning", "reasoning_details", "tool_calls", "delta", "message", "choices", "usage", "annotations", "images", "image_url", "audio", "extra_content", "refusal", "finish_reason", "citations", "created", "prompt_tokens", "prompt_tokens_details", "executed_tools", "function_call", "custom"]
-        ),
-        children,
-        max_size=4,
-    ),
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=4),
     max_leaves=25,
-)  # fmt: skip
+)
 
 
 @given(json_values, st.sampled_from(["message", "delta"]))
 def test_surprises_never_crash(surprise: Any, place: str) -> None:
     """Whatever JSON a server sends: an answer, or an error of ours."""
     for body in (surprise, {"choices": [{place: surprise}]}, {"choices": [surprise]}):
-        try:
+        with contextlib.suppress(ProviderError):
             sent_messages(decoded(body).message)
-        except ProviderError:
-            pass
-        try:
+        with contextlib.suppress(ProviderError):
             sent_messages(stream(sse([body, body]))[1].message)
-        except ProviderError:
-            pass

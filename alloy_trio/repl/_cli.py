@@ -38,7 +38,7 @@ from ..tools._edit import edit
 from ..tools._read import read
 from ..tools._tool import Tool
 from ..tools._write import write
-from ._show import DIM, JSONLines, Output, Screen, explain, one_line, redact, say_cancelled, shortfall, show_run
+from ._show import DIM, JSONLines, Output, Screen, explain, one_line, say_cancelled, shortfall, show_run
 from ._talk import Input, converse
 
 if TYPE_CHECKING:
@@ -168,15 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _perform(flags: Flags) -> int:
     """Do what the flags say, and return the exit status."""
     _configure_log(debug=flags.debug)
-    secret = None
     try:
         provider, notice = _choose_provider(flags, os.environ)
-        secret = getattr(provider, "api_key", None)
         for file in (sys.stdout, sys.stderr):
             if isinstance(file, io.TextIOWrapper):  # a model may say what a terminal of another encoding cannot show
                 file.reconfigure(errors="replace", encoding="utf-8" if flags.json else None)
         color = not (flags.no_color or os.environ.get("NO_COLOR"))
-        out, err = (Output(file, color=color, secret=secret) for file in (sys.stdout, sys.stderr))
+        out, err = (Output(file, color=color) for file in (sys.stdout, sys.stderr))
         return trio.run(_until_signal, partial(_serve, flags, provider, notice, out, err), err)
     except click.ClickException:
         raise
@@ -188,7 +186,7 @@ def _perform(flags: Flags) -> int:
         if isinstance(error, OSError):
             _drop(sys.stdout)
         details = "".join(traceback.format_exception(error)) if flags.debug else ""
-        return _fail(explain(error), 2 if isinstance(error, InvalidOption) else 1, details, secret)
+        return _fail(explain(error), 2 if isinstance(error, InvalidOption) else 1, details)
 
 
 def _configure_log(*, debug: bool) -> None:
@@ -198,10 +196,9 @@ def _configure_log(*, debug: bool) -> None:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
 
 
-def _fail(message: str, status: int, details: str = "", secret: str | None = None) -> int:
-    text = f"{details}error: {one_line(message)}"
+def _fail(message: str, status: int, details: str = "") -> int:
     with contextlib.suppress(OSError):
-        click.echo(redact(text, secret), err=True)
+        click.echo(f"{details}error: {one_line(message)}", err=True)
     return status
 
 

@@ -36,7 +36,6 @@ DIM, _RED, _GREEN = 2, 31, 32
 _PIECE = 1000  # characters: at most 4,000 bytes, which a pipe that is writable takes whole
 _CLOSE_WITHIN = 0.5  # seconds that the end of a cancelled run may wait for whoever reads our output
 _WIDTH = 200  # columns, where there is no terminal to ask
-_SHORTEST_KEY = 16  # characters
 _LONGEST = 2000  # characters of an error
 
 # Control characters become their pictures, as `cat -v` does; a carriage return, which would overwrite the line, goes. So do
@@ -51,11 +50,6 @@ _PICTURES = {
 def harmless(text: str) -> str:
     """Replace what a terminal would take for a command."""
     return text.translate(_PICTURES)
-
-
-def redact(text: str, secret: str | None) -> str:
-    """Take a key out of a text. What is too short to be one (`EMPTY`, for servers that want any) stays."""
-    return text.replace(secret, "[key]") if secret and len(secret) >= _SHORTEST_KEY else text
 
 
 def one_line(text: str, longest: int = _LONGEST) -> str:
@@ -92,9 +86,8 @@ class Output:
         open_line: Whether what was written last has not ended its line.
     """
 
-    def __init__(self, file: TextIO | None, *, color: bool = True, secret: str | None = None) -> None:
+    def __init__(self, file: TextIO | None, *, color: bool = True) -> None:
         self._file = file
-        self._secret = secret  # the key: a server may say it back to us
         self.terminal = file is not None and file.isatty()
         self.styled = self.terminal and color and os.environ.get("TERM") != "dumb"
         self.open_line = False
@@ -126,7 +119,6 @@ class Output:
         Raises:
             OSError: Nobody reads any more, or the disk is full.
         """
-        text = redact(text, self._secret)
         self._pieces.extend(text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
         if text:
             self.open_line = not text.endswith("\n")

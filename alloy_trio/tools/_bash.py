@@ -111,8 +111,6 @@ class Bash(Tool):
         shell: How commands are run; change it by `configure`.
     """
 
-    __module__ = "alloy_trio.tools"  # where its one instance is found
-
     shell: Shell = attrs.field(repr=False)
 
     def configure(
