@@ -39,7 +39,6 @@ FLOORS = {
     "providers._base": 2,
     "providers._classify": 2,
     "providers._decoder": 2,
-    "providers._decoder": 2,
     "providers._json": 2,
     "providers._origin": 2,
     "providers._sse": 2,
