@@ -59,6 +59,7 @@ class Emitter:
         self._seq = 0
         self._on_event = on_event
         self._sink = sink
+        # Two tools that end at once must not overtake each other in an async callback; a channel keeps order by itself.
         self._order = trio.StrictFIFOLock()
 
     async def emit(self, *events: Event) -> int:
@@ -71,21 +72,21 @@ class Emitter:
                 Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
                 for seq, event in enumerate(events, first)
             )
-            async with self._order:  # two tools that end at once must not overtake each other
-                await self._deliver(batch)
+            if self._on_event is not None:
+                async with self._order:
+                    await self._call_back(self._on_event, batch)
+            if self._sink is not None:
+                await self._sink(batch)
         return first
 
-    async def _deliver(self, batch: tuple[Envelope, ...]) -> None:
-        if self._on_event is not None:
-            for envelope in batch:
-                try:
-                    answer = self._on_event(envelope)
-                    if inspect.isawaitable(answer):
-                        await answer
-                except Exception:
-                    logger.exception("on_event raised; the run goes on")
-        if self._sink is not None:
-            await self._sink(batch)
+    async def _call_back(self, on_event: OnEvent, batch: tuple[Envelope, ...]) -> None:
+        for envelope in batch:
+            try:
+                answer = on_event(envelope)
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:
+                logger.exception("on_event raised; the run goes on")
 
 
 class Recorder:

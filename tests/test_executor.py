@@ -13,6 +13,7 @@ from alloy_trio import (
     Image,
     ProviderError,
     Result,
+    ServerToolUse,
     Text,
     ToolContext,
     ToolError,
@@ -323,6 +324,13 @@ async def test_exe_13_cancelling_the_run_stops_every_tool(autojump_clock: object
         await run_with_responses("go", [calls], tools=[slow])
     assert scope.cancelled_caught
     assert log == ["+0", "+1", "+2", "+3", "+4"]
+
+
+async def test_exe_14_calls_of_server_tools_are_never_answered() -> None:
+    provider = ScriptedProvider([[ServerToolUse("s1", "web_search", {}), text("found")]])
+    result = await run("go", provider=provider)
+    assert results(result) == []
+    assert result.tool_calls == ()
 
 
 async def test_exe_16_a_failed_sub_agent_is_an_error_result() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import trio
 
@@ -17,6 +19,7 @@ from alloy_trio import (
     Session,
     Text,
     Thinking,
+    WireError,
     run,
     stream,
     tool,
@@ -34,7 +37,7 @@ from alloy_trio.events import (
     TurnEnd,
     TurnStart,
 )
-from alloy_trio.providers import Emit, Request, Response
+from alloy_trio.providers import Anthropic, Emit, OpenAI, OpenAICompat, Request, Response
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, error, text, tool_call
 
 if TYPE_CHECKING:
@@ -76,6 +79,26 @@ async def test_strm_03_text_after_the_tools_streams_in_the_same_run() -> None:
     kinds = [type(e) for e in events if not isinstance(e, BlockEnd)]
     assert kinds.index(ToolEnd) < kinds.index(TextDelta)
     assert joined(events) == "3"
+
+
+async def test_strm_04_a_stream_does_not_make_the_next_run_stream() -> None:
+    modes: list[str] = []
+
+    class Both:
+        async def complete(self, request: Request) -> Response:
+            modes.append("complete")
+            return Response(message=Message.assistant("x"))
+
+        async def stream(self, request: Request, emit: Emit) -> Response:
+            modes.append("stream")
+            return Response(message=Message.assistant("x"))
+
+    provider = Both()
+    async with stream("go", provider=provider) as events:
+        async for _ in events:
+            pass
+    await run("go", provider=provider)
+    assert modes == ["stream", "complete"]
 
 
 async def test_strm_05_nobody_listens() -> None:
@@ -243,9 +266,7 @@ async def test_a_consumer_that_is_cancelled_never_sees_a_normal_end(autojump_clo
     ended = False
     session = Session()
     with trio.move_on_after(1) as scope:
-        async with stream(
-            "go", provider=ScriptedProvider([[text("abc"), delay(60)]]), session=session
-        ) as events:
+        async with stream("go", provider=ScriptedProvider([[text("abc"), delay(60)]]), session=session) as events:
             async for _ in events:
                 pass
             ended = True
@@ -267,6 +288,73 @@ async def test_envelopes() -> None:
     assert [e.seq for e in seen] == list(range(1, len(seen) + 1))
     assert {e.correlation_id for e in seen} == {"r1"}
     assert isinstance(seen[-1].event, RunEnd)
+
+
+# over a wire: the same on all three
+
+
+def sse(*payloads: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(payload).encode() + b"\n\n" for payload in payloads)
+
+
+def anthropic_stream(*texts: str, end: bool) -> bytes:
+    block = {"type": "text", "text": ""}
+    deltas = [{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": t}} for t in texts]
+    stop = [
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 1}}}
+    return sse(
+        start, {"type": "content_block_start", "index": 0, "content_block": block}, *deltas, *(stop if end else [])
+    )
+
+
+def responses_stream(*texts: str, end: bool) -> bytes:
+    item = {
+        "type": "message",
+        "id": "m",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "".join(texts)}],
+    }
+    deltas = [{"type": "response.output_text.delta", "output_index": 0, "delta": t} for t in texts]
+    stop = {"type": "response.completed", "response": {"id": "r", "status": "completed", "output": [item]}}
+    added = {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}}
+    return sse(added, *deltas, *([stop] if end else []))
+
+
+def chat_stream(*texts: str, end: bool) -> bytes:
+    deltas = [{"choices": [{"index": 0, "delta": {"content": t}}]} for t in texts]
+    return sse(*deltas, *([{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}] if end else []))
+
+
+WIRES = [(Anthropic, anthropic_stream), (OpenAI, responses_stream), (OpenAICompat, chat_stream)]
+
+
+@pytest.mark.parametrize(("wire", "body"), WIRES, ids=["anthropic", "openai", "compat"])
+async def test_strm_09_a_delta_without_text_gives_no_event(wire: Any, body: Any) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body("a", "", "b", end=True)))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        stream("go", provider=wire(model="m", api_key="key", http_client=client)) as events,
+    ):
+        assert [e.text async for e in events if isinstance(e, TextDelta)] == ["a", "b"]
+    assert events.result.text == "ab"
+
+
+@pytest.mark.parametrize(("wire", "body"), WIRES, ids=["anthropic", "openai", "compat"])
+async def test_strm_10_a_stream_that_just_ends_is_an_error_with_what_came(wire: Any, body: Any) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body("a", "b", end=False)))
+    async with httpx.AsyncClient(transport=transport) as client:
+        with pytest.raises(WireError, match="before the answer did") as caught:
+            async with stream("go", provider=wire(model="m", api_key="key", http_client=client)) as events:
+                async for _ in events:
+                    pass
+    assert caught.value.retryable
+    assert caught.value.result is not None
+    assert caught.value.result.messages[-1].text == "ab"
+    assert caught.value.result.messages[-1].interrupted
 
 
 # events
@@ -304,9 +392,7 @@ async def test_ev_02_correlation_id(context: dict[str, str], expected: str) -> N
 
 
 async def test_ev_03_tool_events_share_it() -> None:
-    seen = await envelopes(
-        [tool_call("add", {"a": 1, "b": 2}), text("3")], tools=[add], context={"request_id": "r"}
-    )
+    seen = await envelopes([tool_call("add", {"a": 1, "b": 2}), text("3")], tools=[add], context={"request_id": "r"})
     tools = [e for e in seen if isinstance(e.event, ToolStart | ToolEnd)]
     assert [e.correlation_id for e in tools] == ["r", "r"]
 
