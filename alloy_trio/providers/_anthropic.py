@@ -34,7 +34,7 @@ from .._messages import (
 )
 from .._util import JSONObject
 from . import _anthropic_reply
-from ._base import Call, Request, Response
+from ._base import Call, Request, Response, sent_arguments, unsupported
 from ._http import HTTPProvider, clean_url
 from ._json import as_dict, as_str
 from ._json import encode as encode_json
@@ -268,9 +268,8 @@ def _block(block: Block, provider: str, *, ours: bool = False) -> JSONObject | N
                 "signature": signature,
                 **(block.provider_data or {}),
             }
-        case ToolUse(invalid_input=invalid):
-            arguments = block.input if invalid is None else {"INVALID_JSON": invalid}
-            return _call("tool_use", block, arguments)
+        case ToolUse():
+            return _call("tool_use", block, sent_arguments(block))
         case ServerToolUse():
             return _call("server_tool_use", block, block.input)
         case ServerToolResult(payload=payload):
@@ -316,7 +315,7 @@ def _media(block: Image | Document | Audio | Video) -> JSONObject:
             return {"type": "image", "source": source}
         case Document(name=name) if source := _document_source(block):
             return {"type": "document", "source": source} | ({"title": name} if name else {})
-    return {"type": "text", "text": f"Unsupported {type(block).__name__.lower()} ({block.mime_type})"}
+    return {"type": "text", "text": unsupported(block)}
 
 
 def _image_source(image: Image) -> JSONObject | None:

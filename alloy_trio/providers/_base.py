@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import attrs
 
 from .._events import BlockEnd, ProviderEvent, TextDelta, ThinkingDelta
-from .._messages import Message, Text, Thinking
+from .._messages import Audio, Document, Image, Message, Text, Thinking, ToolUse, Video
 from .._usage import Usage
 from .._util import JSONObject
 from ..tools._tool import Tool
@@ -145,6 +145,16 @@ def as_events(blocks: tuple[Block, ...]) -> list[ProviderEvent]:
                 events.append(ThinkingDelta(text))
         events.append(BlockEnd(block))
     return events
+
+
+def sent_arguments(call: ToolUse) -> JSONObject:
+    """Return the arguments of a call as they go back; what could not be read stands under one key, as Anthropic advises."""
+    return call.input if call.invalid_input is None else {"INVALID_JSON": call.invalid_input}
+
+
+def unsupported(block: Image | Audio | Video | Document) -> str:
+    """Return the text that stands for media which an API cannot take: the model is told that something was there."""
+    return f"Unsupported {type(block).__name__.lower()} ({block.mime_type})"
 
 
 WireEvents: TypeAlias = list[ProviderEvent]

@@ -39,7 +39,7 @@ from .._messages import (
 )
 from .._util import JSONObject
 from . import _openai_reply
-from ._base import Call, Request, Response
+from ._base import Call, Request, Response, sent_arguments, unsupported
 from ._http import HTTPProvider, clean_url
 from ._json import as_dict, as_list, as_str, parse_arguments
 from ._json import encode as encode_json
@@ -274,7 +274,7 @@ def _parts(blocks: Iterable[Block]) -> list[JSONObject]:
             case Text(text=text) if not _is_blank(text):
                 parts.append({"type": "input_text", "text": text})
             case Image() | Document() | Audio() | Video():
-                parts.append(_media(block) or {"type": "input_text", "text": _unsupported(block)})
+                parts.append(_media(block) or {"type": "input_text", "text": unsupported(block)})
     return parts
 
 
@@ -299,10 +299,6 @@ def _source(uri: str, web: str, inline: str) -> JSONObject:
     if uri.startswith("data:"):
         return {inline: uri}
     return {web if uri.startswith(("http:", "https:")) else "file_id": uri}
-
-
-def _unsupported(block: Block) -> str:
-    return f"Unsupported {type(block).__name__.lower()} ({getattr(block, 'mime_type', '')})"
 
 
 def _assistant_items(message: Message, provider: str, *, verbatim: bool) -> list[JSONObject]:
@@ -365,7 +361,7 @@ def _item(block: Block, provider: str, *, verbatim: bool) -> JSONObject | None:
         case Opaque(provider=owner, payload=payload) if owner == provider:
             return payload
         case Image() | Document() | Audio() | Video():
-            return {"type": "message", "role": "assistant", "content": _unsupported(block)}
+            return {"type": "message", "role": "assistant", "content": unsupported(block)}
     return None
 
 
@@ -377,7 +373,7 @@ def _call(call: ToolUse, *, verbatim: bool) -> JSONObject:
     item: JSONObject = {"type": "function_call", "call_id": call.id, "name": call.name, **kept}
     if item["type"] == CUSTOM_CALL:
         return {**item, "input": as_str(call.input.get("input"))}
-    arguments = call.input if call.invalid_input is None else {"INVALID_JSON": call.invalid_input}
+    arguments = sent_arguments(call)
     if raw is None or parse_arguments(raw) != (arguments, None):
         raw = encode_json(arguments).decode()
     return {**item, "arguments": raw}

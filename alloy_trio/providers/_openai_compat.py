@@ -28,7 +28,7 @@ from .._messages import (
     Video,
 )
 from . import _openai_compat_reply, _vendors
-from ._base import Call, Request, Response
+from ._base import Call, Request, Response, sent_arguments, unsupported
 from ._http import HTTPProvider, clean_url
 from ._json import as_dict, as_list, as_str
 from ._json import encode as encode_json
@@ -222,8 +222,7 @@ class OpenAICompat(HTTPProvider):
         if (call.provider_data or {}).get("type") == "custom":
             custom = {"name": call.name, "input": as_str(call.input.get("input"))}
             return {**out, "type": "custom", "custom": custom, **extras}
-        arguments = call.input if call.invalid_input is None else {"INVALID_JSON": call.invalid_input}
-        function = {"name": call.name, "arguments": encode_json(arguments).decode()}
+        function = {"name": call.name, "arguments": encode_json(sent_arguments(call)).decode()}
         return {**out, "function": function, **extras}
 
     def _call_id(self, call_id: str) -> str:
@@ -244,7 +243,7 @@ class OpenAICompat(HTTPProvider):
                 file = {"filename": block.name or "document", "file_data": f"data:{kind};base64,{data}"}
                 return [{"type": "file", "file": file}]
             case Image() | Audio() | Video() | Document():
-                return [_text(f"Unsupported {type(block).__name__.lower()} ({block.mime_type})")]
+                return [_text(unsupported(block))]
             case Opaque(provider=self.name, payload=payload):
                 return [payload]
         return []
