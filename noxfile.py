@@ -27,9 +27,11 @@ def _install(session: nox.Session, *groups: str, package: bool = True) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, and report which lines and branches they leave out."""
     _install(session, "test")
+    session.run("coverage", "erase")
     try:
         session.run("coverage", "run", "-m", "pytest", *session.posargs)
     finally:
+        session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
 
 
@@ -51,9 +53,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def api_types(session: nox.Session) -> None:
     """Check that the types of all public names are complete, in the package as users get it."""
-    _install(session, "types", package=False)
-    session.install("--force-reinstall", "--no-deps", ".")
-    session.install(".")
+    _install(session, "types")
+    session.install("--force-reinstall", "--no-deps", ".")  # the wheel, in place of the editable one
     session.run("pyright", "--ignoreexternal", "--verifytypes", "alloy_trio", *session.posargs)
 
 

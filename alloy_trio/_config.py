@@ -44,7 +44,7 @@ class RunOptions(Options):
 
     Attributes:
         provider: A provider, or its name with a model: `"anthropic:claude-sonnet-5-5"`.
-        tools: What the model may ask for: `Tool`s, made by `@tool`. None by default.
+        tools: What the model may ask for, made by `@tool` or `Tool(…)`. None by default.
         system_prompt: Instructions ahead of the conversation.
         messages: A conversation to go on with; not together with `session`.
         session: A conversation to go on with, updated in place at every turn.

@@ -121,7 +121,7 @@ class EventStream:
     @property
     def result(self) -> Result:
         """
-        The run's result, once it has ended, however it did: one that was left early or cancelled has status `cancelled`.
+        The run's result, once it has ended, however it did. That of a run left early or cancelled has status `cancelled`.
 
         Raises:
             RuntimeError: The run is not over.

@@ -13,8 +13,6 @@ class Usage:
     written with a lifetime of one hour. `output_tokens` include hidden reasoning; `reasoning_tokens` is the part that
     was. `server_tool_calls` counts calls that the provider ran itself. `estimated` says that a number in here is ours,
     not the provider's; it survives every sum.
-
-    Never a price: see `Result.cost_cents`.
     """
 
     input_tokens: int = 0

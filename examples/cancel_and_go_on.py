@@ -1,7 +1,7 @@
 """
 A run that is cancelled while its command runs, and the session that stays.
 
-When the cancel scope is left, the command and all that it started are gone, every call has an outcome, and the session is a
+When the cancel scope is left, the command and what it started are gone, every call has an outcome, and the session is a
 conversation that any provider accepts. Where there is a pyproject.toml of version 0.1.0, it prints:
 
     cancelled: True

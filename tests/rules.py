@@ -26,9 +26,7 @@ def bodies(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> dict[str,
         "openai": OpenAI(model="m", api_key="k"),
         "compat": OpenAICompat(model="m"),
     }
-    return {
-        name: json.loads(provider.encode(request, stream=True).body) for name, provider in providers.items()
-    }
+    return {name: json.loads(provider.encode(request, stream=True).body) for name, provider in providers.items()}
 
 
 def check_history(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> None:

@@ -121,15 +121,11 @@ async def history_after(replies: list[Script], seconds: float, **options: Any) -
 async def test_cut_while_streaming_keeps_the_text(autojump_clock: object) -> None:
     reply: list[Piece] = [SIGNED, text("Half a sen \n"), delay(60), text("tence")]
     history = await history_after([reply], 1)
-    assert history[1:] == (
-        Message("assistant", "Half a sen", provider="scripted", model="scripted", interrupted=True),
-    )
+    assert history[1:] == (Message("assistant", "Half a sen", provider="scripted", model="scripted", interrupted=True),)
 
 
 async def test_cut_while_streaming_drops_calls_that_never_started(autojump_clock: object) -> None:
-    history = await history_after(
-        [[text("I will"), tool_call("wait", {"seconds": 1}), delay(60)]], 1, tools=TOOLS
-    )
+    history = await history_after([[text("I will"), tool_call("wait", {"seconds": 1}), delay(60)]], 1, tools=TOOLS)
     assert history[1].content == (Text("I will"),)
 
 
@@ -176,9 +172,7 @@ async def test_a_deadline_of_the_run_says_timed_out(autojump_clock: object) -> N
 async def test_a_tool_that_swallows_a_cancel_does_not_end_it(autojump_clock: object) -> None:
     session = Session()
     with trio.move_on_after(1) as scope:
-        await run(
-            "go", provider=ScriptedProvider([tool_call("swallow"), text("ok")]), tools=TOOLS, session=session
-        )
+        await run("go", provider=ScriptedProvider([tool_call("swallow"), text("ok")]), tools=TOOLS, session=session)
     assert scope.cancelled_caught
     result = session.messages[2].content[0]
     assert isinstance(result, ToolResult)

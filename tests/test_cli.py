@@ -20,6 +20,7 @@ import sys
 import termios
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -843,7 +844,7 @@ async def test_it_is_said_that_standard_input_is_waited_for(autojump_clock: Mock
     err: list[str] = []
     with open(read_end, encoding="utf-8") as file:  # noqa: ASYNC230, PTH123 - as above
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Input(file).text, Output(Paper(err, terminal=False)))
+            nursery.start_soon(partial(Input(file).text, Output(Paper(err, terminal=False)), needed=True))
             await trio.sleep(10)
             assert len(err) == 1
             assert "end of standard input" in err[0]
@@ -851,11 +852,22 @@ async def test_it_is_said_that_standard_input_is_waited_for(autojump_clock: Mock
             os.close(write_end)
 
 
+async def test_with_a_prompt_a_silent_standard_input_is_not_waited_for(autojump_clock: MockClock) -> None:
+    """Many a program starts others with a pipe that it never writes to and never closes."""
+    read_end, write_end = os.pipe()
+    err: list[str] = []
+    with open(read_end, encoding="utf-8") as file:  # noqa: ASYNC230, PTH123 - as above
+        assert await Input(file).text(Output(Paper(err, terminal=False)), needed=False) == ""
+    os.close(write_end)
+    assert trio.current_time() == pytest.approx(3)
+    assert "going on without it" in err[0]
+
+
 async def test_standard_input_has_a_bound() -> None:
     endless = Input(Paper([], terminal=False))
     endless._read_now = lambda: b"x" * (1 << 20)  # type: ignore[method-assign]
     with pytest.raises(InvalidOption, match="longer than"):
-        await endless.text(Output(None))
+        await endless.text(Output(None), needed=True)
 
 
 async def test_standard_input_that_cannot_be_read() -> None:

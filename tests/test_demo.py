@@ -39,9 +39,7 @@ async def test_reads_a_file_and_tells_the_version(project: Path) -> None:
 
 
 async def test_several_files_are_read_in_parallel(project: Path) -> None:
-    result = await run(
-        "Read pyproject.toml and notes.md", provider="demo", tools=[read], working_directory=project
-    )
+    result = await run("Read pyproject.toml and notes.md", provider="demo", tools=[read], working_directory=project)
     assert [c.input["file_path"] for c in result.tool_calls] == ["pyproject.toml", "notes.md"]
     assert result.turns == 2
     assert "notes.md has 3 lines and begins with: # Notes" in result.text
@@ -77,9 +75,7 @@ async def test_a_failed_tool_is_told(project: Path) -> None:
 
 
 async def test_the_same_request_gives_the_same_answer(project: Path) -> None:
-    results = [
-        await run("Read notes.md", provider=Demo(), tools=[read], working_directory=project) for _ in range(2)
-    ]
+    results = [await run("Read notes.md", provider=Demo(), tools=[read], working_directory=project) for _ in range(2)]
     assert results[0].messages == results[1].messages
 
 

@@ -81,12 +81,12 @@ each_page = pytest.mark.parametrize(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with the few files that the docs talk about, and make it the current one; no key is known there."""
+    """Return a folder with the few files that the docs talk about, and make it the current one; no key is known there, and no provider chosen."""
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     for variable in list(os.environ):
-        if variable.endswith("_API_KEY"):
+        if variable.endswith("_API_KEY") or variable == "ALLOY_PROVIDER":
             monkeypatch.delenv(variable)
     return tmp_path
 

@@ -84,9 +84,7 @@ async def test_loop_04_history() -> None:
 
 
 async def test_loop_05_max_turns() -> None:
-    result = await run_with_responses(
-        "go", [tool_call("add", {"a": 1, "b": 1})] * 5, tools=[add], max_turns=3
-    )
+    result = await run_with_responses("go", [tool_call("add", {"a": 1, "b": 1})] * 5, tools=[add], max_turns=3)
     assert (result.status, result.turns) == ("max_turns", 3)
     assert isinstance(result.messages[-1].content[0], ToolResult)
 
@@ -231,9 +229,7 @@ async def test_timeout_raises_with_the_result(autojump_clock: object) -> None:
 
 async def test_session_is_updated_in_place_at_every_turn() -> None:
     seen: list[int] = []
-    session = Session(
-        messages=[Message.user("before"), Message.assistant("yes")], usage=Usage(input_tokens=1)
-    )
+    session = Session(messages=[Message.user("before"), Message.assistant("yes")], usage=Usage(input_tokens=1))
 
     @tool
     async def look() -> str:
@@ -353,9 +349,7 @@ async def test_unt_03_what_does_not_count(call: object) -> None:
 
 
 async def test_unt_04_max_turns_wins() -> None:
-    result = await run_with_responses(
-        "go", [text("no")] * 3, tools=[submit], until_tool="submit", max_turns=3
-    )
+    result = await run_with_responses("go", [text("no")] * 3, tools=[submit], until_tool="submit", max_turns=3)
     assert (result.status, result.turns) == ("max_turns", 3)
 
 

@@ -139,9 +139,7 @@ async def test_nothing_to_ask() -> None:
 
 async def test_infinite_limits_are_allowed() -> None:
     provider = ScriptedProvider([text("x")])
-    result = await run(
-        "hi", provider=provider, tool_timeout=math.inf, cancel_grace=math.inf, timeout=math.inf
-    )
+    result = await run("hi", provider=provider, tool_timeout=math.inf, cancel_grace=math.inf, timeout=math.inf)
     assert result.text == "x"
 
 

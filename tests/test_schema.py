@@ -459,9 +459,7 @@ def test_a_default_is_shown_as_json(hint: object, default: object, shown: object
 
 def test_a_parameter_may_have_any_name() -> None:
     @tool
-    def odd(
-        *, copy: str, self_: int, from_: int, _hidden: int, match: int, p0: int, __dict__: int
-    ) -> None: ...
+    def odd(*, copy: str, self_: int, from_: int, _hidden: int, match: int, p0: int, __dict__: int) -> None: ...
 
     sent = {name: index for index, name in enumerate(odd.input_schema["properties"])} | {"copy": "x"}
     assert list(sent) == ["copy", "self_", "from_", "_hidden", "match", "p0", "__dict__"]

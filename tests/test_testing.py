@@ -61,9 +61,7 @@ async def test_tst_03_default_usage() -> None:
 
 
 async def test_tst_04_run_with_responses_takes_options() -> None:
-    result = await run_with_responses(
-        "go", [tool_call("add", {"a": 1, "b": 2})] * 2, tools=[add], max_turns=1
-    )
+    result = await run_with_responses("go", [tool_call("add", {"a": 1, "b": 2})] * 2, tools=[add], max_turns=1)
     assert (result.status, result.turns) == ("max_turns", 1)
 
 

@@ -77,9 +77,7 @@ def test_tool_04_a_decorated_function_and_a_hand_made_tool_have_the_same_definit
     made = raw(description="Forecast the weather.", strict=True)
     fields = [field.name for field in attrs.fields(Tool) if not field.name.startswith("_")]
     fields.remove("execute")
-    assert {name: getattr(decorated, name) for name in fields} == {
-        name: getattr(made, name) for name in fields
-    }
+    assert {name: getattr(decorated, name) for name in fields} == {name: getattr(made, name) for name in fields}
 
 
 def test_a_tool_is_equal_to_itself_only_and_shows_its_name() -> None:
@@ -149,9 +147,7 @@ def test_tool_02_what_cannot_be_raises_at_once(options: dict[str, Any], reason: 
 def test_tool_02_a_missing_field_or_an_unknown_option_raises() -> None:
     with pytest.raises(TypeError, match="input_schema"):
         Tool(name="x", execute=print)  # type: ignore[call-arg]
-    with pytest.raises(
-        InvalidOption, match=r"no option 'colour'; it has name, description, concurrent, .*native$"
-    ):
+    with pytest.raises(InvalidOption, match=r"no option 'colour'; it has name, description, concurrent, .*native$"):
         tool(colour="red")  # type: ignore[call-overload]
     with pytest.raises(InvalidOption, match="no option 'colour', 'smell'; it has"):
         raw().evolve(smell=1, colour="red")
@@ -172,9 +168,7 @@ def test_tool_03_strict_needs_a_closed_schema(open_schema: dict[str, Any]) -> No
 
 def test_no_schema_is_ever_fetched() -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "https://schemas.example/a.json"}}}
-    with pytest.raises(
-        InvalidOption, match=r"https://schemas.example/a.json is another document, and none is fetched"
-    ):
+    with pytest.raises(InvalidOption, match=r"https://schemas.example/a.json is another document, and none is fetched"):
         raw(input_schema=schema)
 
 
@@ -250,9 +244,7 @@ def test_every_fault_by_a_raw_schema_is_reported(sent: object, message: str) -> 
 def test_a_fault_deep_inside_names_its_path_and_stays_short() -> None:
     schema = {
         "type": "object",
-        "properties": {
-            "a": {"type": "object", "properties": {"b": {"type": "array", "items": {"type": "integer"}}}}
-        },
+        "properties": {"a": {"type": "object", "properties": {"b": {"type": "array", "items": {"type": "integer"}}}}},
     }
     message = refusal(raw(input_schema=schema), {"a": {"b": [1, "x" * 10_000]}})
     assert message.endswith("- at `$.a.b[1]`")
@@ -533,12 +525,7 @@ def test_scrubbed_text_can_be_sent_and_good_text_is_left_alone(text: str) -> Non
 
 @given(
     st.recursive(
-        st.none()
-        | st.integers()
-        | st.floats()
-        | st.text(st.characters(codec=None))
-        | st.binary()
-        | st.dates(),
+        st.none() | st.integers() | st.floats() | st.text(st.characters(codec=None)) | st.binary() | st.dates(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec=None)), inner),
         max_leaves=5,
     )

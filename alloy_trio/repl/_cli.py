@@ -249,7 +249,7 @@ async def _prompt(flags: Flags, stdin: Input, err: Output) -> str | None:
         if flags.json:
             raise click.UsageError("--json needs a prompt: give one, or pipe it in")
         return None
-    piped = "" if stdin.terminal else (await stdin.text(err)).rstrip()
+    piped = "" if stdin.terminal else (await stdin.text(err, needed=not given.strip())).rstrip()
     prompt = "\n\n".join(part for part in (given, piped) if part.strip())
     if not prompt:
         raise click.UsageError("there is nothing to ask: give a prompt, or pipe one in")

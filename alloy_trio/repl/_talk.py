@@ -7,6 +7,7 @@ Ctrl-C stops the answer that is under way and nothing else; at the prompt it lea
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _MAX_INPUT = 8 << 20  # bytes of standard input that become a prompt
-_PATIENCE = 3.0  # seconds until a word is said of what is waited for
+_PATIENCE = 3.0  # seconds to wait for standard input in silence
 _LEAVE = {"/quit", "/exit"}
 _HELP = "/quit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -59,24 +60,32 @@ class Input:
         line, end, self._rest = self._rest.partition(b"\n")
         return line.decode(errors="replace") if line or end else None
 
-    async def text(self, err: Output) -> str:
+    async def text(self, err: Output, *, needed: bool) -> str:
         """
-        Return all of it, and say on `err` that it is being waited for, should that take long.
+        Return all of it. Where nothing comes for some seconds, say so on `err`, and go on without it unless it is `needed`.
+
+        Many a program starts others with an input that it never writes to and never closes.
 
         Raises:
             InvalidOption: It is too large, or cannot be read.
         """
 
         async def say_so() -> None:
-            await trio.sleep(_PATIENCE)
-            await err.write("waiting for the end of standard input; without one, say < /dev/null\n")
+            await trio.sleep(_PATIENCE if needed else math.inf)
+            await err.write("waiting for the end of standard input, which is the prompt\n")
 
         data = bytearray()
         async with Background(say_so):
-            while chunk := await self._read():
-                data += chunk
-                if len(data) > _MAX_INPUT:
-                    raise InvalidOption(f"standard input is longer than {_MAX_INPUT:,} bytes: give less of it")
+            with trio.move_on_after(math.inf if needed else _PATIENCE) as silence:
+                chunk = await self._read()
+                silence.deadline = math.inf
+                while chunk:
+                    data += chunk
+                    if len(data) > _MAX_INPUT:
+                        raise InvalidOption(f"standard input is longer than {_MAX_INPUT:,} bytes: give less of it")
+                    chunk = await self._read()
+        if silence.cancelled_caught:
+            await err.write(f"nothing came on standard input for {_PATIENCE:g} s: going on without it\n")
         return data.decode("utf-8-sig", "replace")
 
     async def _read(self) -> bytes:

@@ -180,4 +180,4 @@ def _execution(shell: Shell) -> dict[str, Any]:
     }
 
 
-bash = Bash(name="bash", concurrent=False, timeout=math.inf, shell=Shell(), **_execution(Shell()))
+bash: Bash = Bash(name="bash", concurrent=False, timeout=math.inf, shell=Shell(), **_execution(Shell()))
