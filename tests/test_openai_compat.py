@@ -410,6 +410,10 @@ def test_quirk_images_and_file_parts() -> None:
     paper = Message.user(Document("application/pdf", data=b"paper", name="a.pdf"))
     (part,) = sent_messages(paper, by=quirky(file_parts=True))[0]["content"]
     assert part == {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,cGFwZXI="}}
+    uploaded = Message.user(Document("application/pdf", "file-123"))
+    assert sent_messages(uploaded, by=quirky(file_parts=True))[0]["content"] == [
+        {"type": "file", "file": {"file_id": "file-123"}}
+    ]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])

@@ -22,6 +22,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+import alloy_trio
 from alloy_trio._errors import InvalidOption, ToolError
 from alloy_trio._events import Custom
 from alloy_trio._messages import Document, Image, Text, Thinking, ToolResult
@@ -410,6 +411,7 @@ class Opaque:
 
 
 IMAGE = Image("image/png", data=b"x")
+OWN = alloy_trio.Opaque("anthropic", {"type": "search_result"})
 
 
 @pytest.mark.parametrize(
@@ -425,6 +427,7 @@ IMAGE = Image("image/png", data=b"x")
         (Text("a"), (Text("a"),)),
         (IMAGE, (IMAGE,)),
         ([Text("a"), IMAGE], (Text("a"), IMAGE)),
+        (OWN, (OWN,)),
         (("see", IMAGE), (Text("see"), IMAGE)),
         (Document("text/plain", data="YQ=="), (Document("text/plain", data="YQ=="),)),
     ],

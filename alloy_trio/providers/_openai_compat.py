@@ -242,6 +242,8 @@ class OpenAICompat(HTTPProvider):
             case Document(mime_type=kind, data=str(data)) if media and self.quirks.file_parts:
                 file = {"filename": block.name or "document", "file_data": f"data:{kind};base64,{data}"}
                 return [{"type": "file", "file": file}]
+            case Document(uri=str(uri)) if media and self.quirks.file_parts and ":" not in uri:  # one uploaded before
+                return [{"type": "file", "file": {"file_id": uri}}]
             case Image() | Audio() | Video() | Document():
                 return [_text(unsupported(block))]
             case Opaque(provider=self.name, payload=payload):

@@ -19,7 +19,7 @@ import msgspec
 
 from .._errors import InvalidOption, ToolError
 from .._events import Custom
-from .._messages import Audio, Block, Document, Image, Text, Video
+from .._messages import Audio, Block, Document, Image, Opaque, Text, Video
 from .._util import JSONObject
 from ._schema import function_name, raw_parser, signature, unwrapped
 
@@ -34,7 +34,7 @@ NO_OUTPUT = "(no output)"
 
 _NO_GENERATOR = "it is a generator: return one value, and send what comes before it by `ctx.emit`"
 
-_SHOWN = (Text, Image, Audio, Video, Document)  # the blocks that a result may have
+_SHOWN = (Text, Image, Audio, Video, Document, Opaque)  # the blocks that a result may have
 
 
 class _CallCancelled(BaseException):
