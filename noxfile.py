@@ -6,6 +6,8 @@ Needs Python and pip; uv is used where it is installed. Every session runs on th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">= 2025.5"
@@ -66,3 +68,14 @@ def docs(session: nox.Session) -> None:
 
 
 # Sessions that need more than Python and pip (a server, a key, time) stand below, and not in `nox.options.sessions`.
+
+
+@nox.session
+def foreign(session: nox.Session) -> None:
+    """Run the wires against a server that somebody else wrote: installs the npm package aimock; needs Node.js 20."""
+    _install(session, "test")
+    home = Path(session.create_tmp()).resolve()
+    package = "@copilotkit/aimock@1.43.0"
+    session.run("npm", "install", "--no-audit", "--no-fund", "--prefix", str(home), package, external=True)
+    aimock = home / "node_modules" / ".bin" / "llmock"
+    session.run("pytest", "tests/foreign", *session.posargs, env={"ALLOY_AIMOCK": str(aimock)})

@@ -344,6 +344,26 @@ async def test_strm_09_a_delta_without_text_gives_no_event(wire: Any, body: Any)
 
 
 @pytest.mark.parametrize(("wire", "body"), WIRES, ids=["anthropic", "openai", "compat"])
+@pytest.mark.parametrize(
+    ("pieces", "texts"),
+    [
+        (["a\ud83d", "\ude00b"], ["a", "😀b"]),
+        (["\ud83d", "\ude00", "\ud83d", "\ude01"], ["😀", "😁"]),
+        (["\\\\ud83d", "x"], ["\\\\ud83d", "x"]),
+        (["é\ud83d\ude00", "x"], ["é😀", "x"]),
+    ],
+)
+async def test_a_character_cut_in_two_arrives_whole(wire: Any, body: Any, pieces: list[str], texts: list[str]) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body(*pieces, end=True)))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        stream("go", provider=wire(model="m", api_key="key", http_client=client)) as events,
+    ):
+        assert [e.text async for e in events if isinstance(e, TextDelta)] == texts
+    assert events.result.text == "".join(texts)
+
+
+@pytest.mark.parametrize(("wire", "body"), WIRES, ids=["anthropic", "openai", "compat"])
 async def test_strm_10_a_stream_that_just_ends_is_an_error_with_what_came(wire: Any, body: Any) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body("a", "b", end=False)))
     async with httpx.AsyncClient(transport=transport) as client:

@@ -239,7 +239,7 @@ class AnthropicDecoder(Decoder):
         self._waiting: deque[_GrowingBlock] = deque()  # all that are open, and what ended behind one of them
         self._done = False
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         return as_str(self._message.get("stop_reason")) != ""
 
     def _response(self) -> Response:
@@ -261,7 +261,7 @@ class AnthropicDecoder(Decoder):
                 return self._stop(self._find(_index(data)))
             case "message_delta":
                 _merge(self._message, {"usage": data.get("usage"), **as_dict(data.get("delta"))})
-                return self._close_all() if self._is_complete() else []
+                return self._close_all() if self.is_complete() else []
             case "message_stop":
                 self._done = True
                 return self._close_all()

@@ -3,11 +3,15 @@ One streamed answer: the part of decoding that is the same on every wire.
 
 Bytes become server-sent events, and a wire says what each of them means. A failure inside the stream does not take with it
 what came before it in the same read: those events are handed over first, and it is raised at the next call.
+
+Servers that count in UTF-16 may cut a character outside the basic plane in two, and send half of it at the end of one delta,
+the other half at the start of the next. Neither is a character. The first half is held back until the second one comes.
 """
 
 from __future__ import annotations
 
 import abc
+import re
 from typing import TYPE_CHECKING
 
 from .._errors import ProviderError, WireError
@@ -15,6 +19,9 @@ from ._sse import SSEEvent, SSEParser
 
 if TYPE_CHECKING:
     from ._base import Response, WireEvents
+
+_FIRST_HALF_AT_END = re.compile(rb'(?<!\\)((?:\\\\)*)(\\ud[89ab][0-9a-f]{2})(?=")', re.IGNORECASE)
+_SECOND_HALF_AT_START = re.compile(rb'(?<!\\)"(?=\\ud[c-f][0-9a-f]{2})', re.IGNORECASE)
 
 
 class Decoder(abc.ABC):
@@ -27,6 +34,7 @@ class Decoder(abc.ABC):
     def __init__(self) -> None:
         self._parser = SSEParser()
         self._failure: ProviderError | None = None
+        self._half = b""  # of a character, as JSON escapes it
 
     def feed(self, data: bytes) -> WireEvents:
         """
@@ -52,7 +60,7 @@ class Decoder(abc.ABC):
         self.close()
         if self._failure is not None:
             raise self._failure
-        if not self._is_complete():
+        if not self.is_complete():
             raise WireError("the stream ended before the answer did", retryable=True)
         return self._response()
 
@@ -62,6 +70,8 @@ class Decoder(abc.ABC):
         events: WireEvents = []
         try:
             for event in received:
+                if b"\\ud" in event.data or b"\\uD" in event.data:
+                    self._join_halves(event)
                 events += self._event(event)
         except ProviderError as failure:
             if not events:
@@ -69,12 +79,22 @@ class Decoder(abc.ABC):
             self._failure = failure
         return events
 
+    def _join_halves(self, event: SSEEvent) -> None:
+        if self._half:
+            event.data, joined = _SECOND_HALF_AT_START.subn(
+                b'"' + self._half.replace(b"\\", b"\\\\"), event.data, count=1
+            )
+            self._half = b"" if joined else self._half
+        if (half := _FIRST_HALF_AT_END.search(event.data)) is not None:
+            self._half = half[2]
+            event.data = event.data[: half.start(2)] + event.data[half.end(2) :]
+
     @abc.abstractmethod
     def _event(self, event: SSEEvent) -> WireEvents:
         """Say what one server-sent event means; those after the answer's end mean nothing."""
 
     @abc.abstractmethod
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the answer has come to its end."""
 
     @abc.abstractmethod

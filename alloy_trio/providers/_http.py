@@ -7,18 +7,22 @@ The network, as one class: a provider that speaks HTTP is a pure wire under this
 
 httpx is used in the one way that survives cancellation (its pool leaks a slot for each task cancelled while it waits there):
 the pool is never contended, because it has no bound. `trio.Cancelled` closes the socket at once, so that the server stops.
-The only time-out is a stall guard on the socket: neither a consumer that takes its time nor a long answer that keeps coming
-runs into it.
+The only time-out of a request is a stall guard on the socket: neither a consumer that takes its time nor a long answer that
+keeps coming runs into it. What nobody needs (the end of the body behind a complete answer, the rest of an error page) is not
+waited for as long.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -39,10 +43,18 @@ MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 CONNECT_TIMEOUT = 10.0  # seconds
 
+_PATIENCE = 5.0  # seconds for bytes that we can do without: the end of a complete answer, the text of an error
+_READ_AHEAD = 10_000  # pieces of a body: more than one read from a socket can bring
 _SECRET = 8  # characters; a shorter key is a placeholder, and may stand in any text
 
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
+_SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
+_FRAMING = {"content-length", "transfer-encoding"}
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
+
+_BLANK = b" \t\r\n\xef\xbb\xbf"  # white space, and a byte order mark
+_SSE_STARTS = (b":", b"data:", b"event:", b"id:", b"retry:")
 
 
 def clean_url(url: str) -> str:
@@ -59,13 +71,25 @@ def _clean_key(key: str | None) -> str | None:
     return key or None
 
 
+def _check_headers(_: object, field: attrs.Attribute[Any], headers: Mapping[str, Any]) -> None:
+    """Refuse what HTTP cannot carry, by name: a value may be a secret."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
+            raise InvalidOption(f"{field.name} has {name!r}, which is no name of an HTTP header, or not yours to set")
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable() or value != value.strip():
+            raise InvalidOption(
+                f"{field.name} has a value for {name} that no HTTP header may carry: it takes printable ASCII, "
+                "without white space around it"
+            )
+
+
 @attrs.frozen(eq=False)
 class HTTPProvider(abc.ABC):
     """
     What all network providers have in common.
 
-    A provider is a value: make it once, use it from any number of tasks. It opens connections as it needs them and keeps
-    idle ones until the Trio run ends; there is nothing to close.
+    A provider is a value: make it once, use it from any number of tasks. It opens connections as it needs them, keeps
+    idle ones for some seconds, and has closed all of them when the Trio run ends; there is nothing to close.
 
     Attributes:
         model: The model to ask, by the provider's name for it.
@@ -78,7 +102,7 @@ class HTTPProvider(abc.ABC):
         stall_timeout: Seconds in which no byte comes, after which a request fails with `ProviderTimeout`.
 
     Raises:
-        InvalidOption: No key where one is needed, or a key or base URL that cannot be one.
+        InvalidOption: No key where one is needed, or a key, header or base URL that cannot be one.
     """
 
     env_key: ClassVar[str | None] = None  # the environment variable with the key; None: works without a key
@@ -88,7 +112,7 @@ class HTTPProvider(abc.ABC):
     api_key: str | None = attrs.field(default=None, kw_only=True, converter=_clean_key, repr=False)
     base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=clean_url)
     extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)  # JSON, of any shape
-    extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False)
+    extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False, validator=_check_headers)
     http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
 
@@ -142,37 +166,48 @@ class HTTPProvider(abc.ABC):
         reply_id = None
         try:
             with self._network_errors():
-                async with self._send(call) as reply, _chunks(reply) as chunks:
+                async with self._send(call) as reply, _Body(reply) as body:
                     reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
                     if not reply.is_success:
-                        body = await _read_all(chunks, MAX_ERROR_BODY, cut=True)
-                        raise from_status(reply.status_code, body, reply.headers)
-                    return await self._read(chunks, emit)
+                        raise from_status(reply.status_code, await _read_error(body), reply.headers)
+                    return await self._read(body, emit)
         except ProviderError as error:
-            if self.api_key and len(self.api_key) >= _SECRET:  # some servers quote the key that they refuse
-                error.args = (str(error).replace(self.api_key, "…"),)
+            error.args = (self._redacted(str(error)),)
             error.provider, error.model = error.provider or self.name, error.model or self.model
             error.request_id = error.request_id or reply_id
             raise
 
-    async def _read(self, chunks: AsyncIterator[bytes], emit: Emit | None) -> Response:
+    def _redacted(self, message: str) -> str:
+        """Take out our keys: some servers quote the key that they refuse, and an excerpt may have cut it short."""
+        given = [
+            value.split()[-1] for name, value in self.extra_headers.items() if _SECRET_HEADER.search(name) and value
+        ]
+        for secret in (self.api_key, urlsplit(self.base_url).password, *given):
+            if secret and len(secret) >= _SECRET:
+                message = re.sub(re.escape(secret[:_SECRET]) + r"[\w.~+/=-]*", "…", message.replace(secret, "…"))
+        return message
+
+    async def _read(self, body: _Body, emit: Emit | None) -> Response:
         """Read an answer as what it is: some servers stream unasked, some answer a streaming request in one piece."""
         head = b""
-        async for chunk in chunks:
-            if head := chunk.lstrip():  # blank lines ahead of the answer keep the connection alive
-                break
-        if head[:1] in b'{["<':
-            response = self.decode(head + await _read_all(chunks, MAX_BODY - len(head)))
+        while not head and (chunk := await body.read()):
+            head = chunk.lstrip(_BLANK)  # blank lines ahead of the answer keep the connection alive
+        streams = _is_stream(head) if head else emit is not None
+        if not streams:
+            response = self.decode(head + await _read_all(body, MAX_BODY - len(head)))
             if emit is not None:
                 await emit(*as_events(response.message.content))
             return response
+        return await self._read_stream(head, body, emit or _ignore)
+
+    async def _read_stream(self, chunk: bytes, body: _Body, emit: Emit) -> Response:
         decoder = self.decoder()
-        emit = emit or _ignore
-        if events := decoder.feed(head):
-            await emit(*events)
-        async for chunk in chunks:
+        while chunk:
             if events := decoder.feed(chunk):
                 await emit(*events)
+                decoder.feed(b"")  # raises what failed behind them, in the same read
+            # Behind their last event some servers break the connection off, some leave it open.
+            chunk = await (body.read_if_there() if decoder.is_complete() else body.read())
         if events := decoder.close():
             await emit(*events)
         return decoder.finish()
@@ -198,6 +233,7 @@ class HTTPProvider(abc.ABC):
             timeout=httpx.Timeout(CONNECT_TIMEOUT, read=stall, write=stall, pool=None),
             extensions={"trace": trace},
         )
+        request.stream = _upload()(call.body)
         try:
             reply = await client.send(request, stream=True)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
@@ -230,9 +266,13 @@ class HTTPProvider(abc.ABC):
             raise WireError(f"{self.base_url} sent a body that does not decompress: {error}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise InvalidOption(f"base_url={self.base_url!r} cannot be used: {error}") from error
-        except httpx.TransportError as error:
+        except httpx.LocalProtocolError as error:
+            raise InvalidOption(f"the request cannot be sent, look at the headers of http_client: {error}") from error
+        except httpx.RequestError as error:
             raise ConnectionFailed(
-                f"the connection to {self.base_url} broke: {str(error) or type(error).__name__}", retryable=True
+                f"the connection to {self.base_url} broke: {str(error) or type(error).__name__}",
+                # Not retryable are redirects in a circle, followed by a client of the user's own.
+                retryable=isinstance(error, httpx.TransportError),
             ) from error
 
 
@@ -240,21 +280,95 @@ async def _ignore(*_: ProviderEvent) -> None:
     """Take events that nobody asked for."""
 
 
-def _chunks(reply: httpx.Response) -> contextlib.aclosing[AsyncGenerator[bytes, None]]:
-    """Iterate over a body, and close it: an async generator that is left half-way warns, and leaks under `-W error`."""
-    return contextlib.aclosing(cast("AsyncGenerator[bytes, None]", reply.aiter_bytes()))
+@functools.cache
+def _upload() -> Callable[[bytes], httpx.AsyncByteStream]:
+    """Return the class of a request's body: httpx's is an async generator, which a cancel in mid-upload leaves half-way."""
+    import httpx  # noqa: PLC0415 - as above
+
+    class Upload(httpx.AsyncByteStream):
+        def __init__(self, body: bytes) -> None:
+            self._body = body
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return _Once(self._body)
+
+    return Upload
 
 
-async def _read_all(chunks: AsyncIterator[bytes], bound: int, *, cut: bool = False) -> bytes:
-    """Read what is left, at most `bound` bytes: past it, cut or raise."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > bound:
-            if cut:
-                break
+class _Once:
+    """An async iterator of one item."""
+
+    def __init__(self, item: bytes) -> None:
+        self._left = [item]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+class _Body:
+    """
+    The body of an answer, read piece by piece; nothing of it is left when the context ends.
+
+    httpx and httpcore nest six async generators. Closing the outermost leaves the others to the garbage collector, which warns
+    of each (an error under `-W error`). So a body that is left half-way is read on, in a cancelled scope: the next read from
+    the socket raises in the innermost, and that ends them all.
+    """
+
+    def __init__(self, reply: httpx.Response) -> None:
+        import httpx  # noqa: PLC0415 - as above
+
+        self._chunks = cast("AsyncGenerator[bytes, None]", reply.aiter_bytes())
+        self._broken = httpx.RequestError
+
+    async def read(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        return await anext(self._chunks, b"")
+
+    async def read_if_there(self) -> bytes:
+        """Return the next bytes, b"" also where the connection breaks, or stays silent for a while."""
+        with trio.move_on_after(_PATIENCE), contextlib.suppress(self._broken):
+            return await self.read()
+        return b""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with trio.CancelScope(shield=True) as scope, contextlib.suppress(self._broken):
+            scope.cancel()
+            async with contextlib.aclosing(self._chunks):
+                for _step in range(_READ_AHEAD):  # a transport that is no socket may never notice
+                    if not await self.read():
+                        break
+
+
+def _is_stream(head: bytes) -> bool:
+    """Whether a body that begins so, cut anywhere, is one of server-sent events."""
+    return any(start.startswith(head[: len(start)]) for start in _SSE_STARTS)
+
+
+async def _read_all(body: _Body, bound: int) -> bytes:
+    """Read what is left, at most `bound` bytes."""
+    read = bytearray()
+    while chunk := await body.read():
+        read += chunk
+        if len(read) > bound:
             raise WireError(f"the answer is larger than {MAX_BODY} bytes, the most that is read in one piece")
-    return bytes(body)
+    return bytes(read)
+
+
+async def _read_error(body: _Body) -> bytes:
+    """Read what can be read of an error page: where it breaks off, or hangs, the status says enough."""
+    read = bytearray()
+    with trio.move_on_after(_PATIENCE):
+        while len(read) <= MAX_ERROR_BODY and (chunk := await body.read_if_there()):
+            read += chunk
+    return bytes(read)
 
 
 _shared_client: trio.lowlevel.RunVar[httpx.AsyncClient] = trio.lowlevel.RunVar("alloy_trio HTTP client")

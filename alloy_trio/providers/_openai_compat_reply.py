@@ -74,10 +74,10 @@ class _Call:
         if not name or not self.name:
             return False  # more of this one, even if the server has changed the id meanwhile
         if name != self.name or (call_id and self.id and call_id != self.id):
-            return self._is_complete()
-        return not call_id and bool(self.pieces) and piece.startswith("{") and self._is_complete()
+            return self.is_complete()
+        return not call_id and bool(self.pieces) and piece.startswith("{") and self.is_complete()
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the arguments are whole; looked at closely only where the last piece may have been their end."""
         if not self.pieces:
             return True
@@ -323,7 +323,7 @@ class ChatDecoder(Decoder):
         self._reply = _Reply(provider)
         self._done = False
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         return self._done or bool(self._reply.word)
 
     def _response(self) -> Response:

@@ -324,7 +324,7 @@ class OpenAIDecoder(Decoder):
         self._content: list[Block] = []
         self._whole: JSONObject | None = None  # the whole response, with which the stream ends
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         return self._whole is not None
 
     def _response(self) -> Response:
