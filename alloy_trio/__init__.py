@@ -13,7 +13,8 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #
 #   0  nouns           _errors _messages _usage _result _util _background
 #   1  facts and kit   _codec _events _session
-#   2  languages       providers/_base _decoder _sse _json _classify _origin · tools/_tool _schema _threads
+#   2  languages       providers/_base _decoder _sse _json _classify _origin · tools/_tool _schema
+#                      _context _output _threads
 #   3  wires, edges    providers/_anthropic _openai _openai_compat (what is sent), _anthropic_reply _openai_reply
 #                      _openai_compat_reply (what comes back): pure; _vendors _http _demo ·
 #                      tools/_read _write _edit _bash _paths _process _executor
@@ -62,7 +63,7 @@ from ._run import stream as stream
 from ._session import Session as Session
 from ._usage import Usage as Usage
 from ._util import export as _export
-from .tools._tool import ToolContext as ToolContext
+from .tools._context import ToolContext as ToolContext
 from .tools._tool import tool as tool
 
 __all__ = [

@@ -3,11 +3,12 @@ A task beside the body of an `async with`, whose end does not disturb what the b
 
 A plain nursery wraps the body's exception into a group. Here it leaves as it came: on exit the task is cancelled and joined,
 then the body's exception goes on, the same object, also when it is a group itself. What the task raised is kept in `error`,
-for the owner to raise where it belongs.
+for the owner to raise where it belongs. The task has a scope of its own: cancelling it leaves the body alone.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Self
 
 import trio
@@ -29,19 +30,19 @@ class Background:
 
     def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
         self._fn = fn
+        self._scope = trio.CancelScope()
         self._done = trio.Event()
         self._manager = trio.open_nursery()
-        self._scope: trio.CancelScope | None = None
 
     async def __aenter__(self) -> Self:
         nursery = await self._manager.__aenter__()
-        self._scope = nursery.cancel_scope
         nursery.start_soon(self._run)
         return self
 
     async def _run(self) -> None:
         try:
-            await self._fn()
+            with self._scope:
+                await self._fn()
         except Exception as error:  # noqa: BLE001 - the owner raises it
             self.error = error
         finally:
@@ -49,8 +50,7 @@ class Background:
 
     def cancel(self) -> None:
         """Cancel the task; leaving the body waits for it."""
-        if self._scope is not None:
-            self._scope.cancel()
+        self._scope.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -58,11 +58,20 @@ class Background:
         self.cancel()
         with trio.CancelScope(shield=True):
             await self._done.wait()
-        joined = False
         try:
             await self._manager.__aexit__(None, None, None)
-            joined = True
         finally:
-            # A cancel from outside arrives here too, as the nursery's; the body's own exception goes before it.
-            if not joined and error is not None:
-                raise error
+            # A cancel from outside arrives here too, as the nursery's, and the body's own exception goes before it. Nothing
+            # goes before what ends programs, a KeyboardInterrupt in the task for instance.
+            if error is not None and _is_cancel(sys.exception()):
+                context = error.__context__
+                try:
+                    raise error
+                finally:
+                    error.__context__ = context
+
+
+def _is_cancel(error: BaseException | None) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)

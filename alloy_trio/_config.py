@@ -9,7 +9,7 @@ from typing import Any, Required, TypedDict
 import attrs
 
 from ._errors import InvalidOption
-from ._messages import Message  # noqa: TC001 - get_type_hints(RunOptions) has to work
+from ._messages import Message
 from ._session import Session
 from ._state import OnEvent
 from ._util import new_id
@@ -73,7 +73,9 @@ _ELSEWHERE = {
 }
 
 
-def _by_name(tools: Iterable[Any]) -> dict[str, Tool]:
+def _by_name(tools: Any) -> dict[str, Tool]:
+    if isinstance(tools, Tool | str) or not isinstance(tools, Iterable):
+        raise InvalidOption(f"tools={tools!r} has to be a list of tools, even of one")
     named: dict[str, Tool] = {}
     for tool in tools:
         if not isinstance(tool, Tool):
@@ -116,10 +118,28 @@ def _optional_text(_: object, field: attrs.Attribute[Any], value: object) -> Non
         raise InvalidOption(f"{field.name}={value!r} has to be text")
 
 
-def _paths(paths: Sequence[str | Path] | None) -> tuple[Path, ...] | None:
-    if isinstance(paths, str | Path):
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | Path):
+        raise InvalidOption(f"{path!r} is no path: working_directory and allowed_paths take text or Path")
+    return Path(path)
+
+
+def _paths(paths: Any) -> tuple[Path, ...] | None:
+    if paths is not None and (isinstance(paths, str | Path) or not isinstance(paths, Iterable)):
         raise InvalidOption(f"allowed_paths={paths!r} has to be a list of folders, even of one")
-    return None if paths is None else tuple(Path(path) for path in paths)
+    return None if paths is None else tuple(map(_path, paths))
+
+
+def _messages(messages: Any) -> tuple[Message, ...]:
+    if isinstance(messages, Message | str) or not isinstance(messages, Iterable):
+        raise InvalidOption(f"messages={messages!r:.100} has to be a list of messages, even of one")
+    taken = tuple(messages)
+    for message in taken:
+        if not isinstance(message, Message):
+            raise InvalidOption(
+                f"messages has {message!r:.100}, which is no message: say Message.user(…) or Message.assistant(…)"
+            )
+    return taken
 
 
 @attrs.frozen(kw_only=True)
@@ -135,7 +155,7 @@ class Config:
     timeout: float | None = attrs.field(default=None, validator=attrs.validators.optional(_duration))
     tool_timeout: float = attrs.field(default=120.0, validator=_duration)
     cancel_grace: float = attrs.field(default=5.0, validator=_duration)
-    working_directory: Path = attrs.field(default=Path(), converter=Path)
+    working_directory: Path = attrs.field(default=Path(), converter=_path)
     allowed_paths: tuple[Path, ...] | None = attrs.field(default=None, converter=_paths)
     context: Mapping[str, Any] = attrs.field(factory=dict, validator=_mapping)
     deps: Any = None
@@ -170,11 +190,14 @@ def configure(options: Mapping[str, Any]) -> Config:
         raise InvalidOption(
             'a provider is needed: provider="anthropic:claude-sonnet-5-5", or "demo" to try without a key'
         )
-    messages, session = rest.pop("messages", None), rest.pop("session", None)
+    given, session = rest.pop("messages", None), rest.pop("session", None)
+    messages = _messages(() if given is None else given)
+    if not isinstance(session, Session | None):
+        raise InvalidOption(f"session={session!r:.100} is no Session: make one by Session(), or Session.from_json(…)")
     if messages and session is not None:
         raise InvalidOption("messages= and session= are both given: a session brings its own messages")
     if session is None:
         context = rest.get("context")
         named = context.get("session_id") if isinstance(context, Mapping) else None
-        session = Session(id=str(named) if named else new_id(), messages=messages or ())
-    return Config(**{key: value for key, value in rest.items() if value is not None}, session=session)
+        session = Session(id=str(named) if named else new_id(), messages=messages)
+    return Config(**rest, session=session)

@@ -5,7 +5,7 @@ A provider emits deltas while it reads (`TextDelta`, `ThinkingDelta`, `ToolInput
 complete; the loop emits the rest. Made for `match`; a new kind of event is a new member of `Event`, never a subclass.
 """
 
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import attrs
 
@@ -146,7 +146,9 @@ class Custom:
 @attrs.frozen
 class RunEnd:
     """
-    The run is over. Always the last event.
+    The run is over: the last event.
+
+    Whoever cancels a run from outside has stopped listening; then only an `on_event` that is no async function is told.
 
     Attributes:
         status: How it ended.
@@ -167,19 +169,7 @@ ProviderEvent: TypeAlias = TextDelta | ThinkingDelta | ToolInputDelta | BlockEnd
 Event: TypeAlias = ProviderEvent | RunStart | TurnStart | TurnEnd | ToolStart | ToolEnd | Custom | RunEnd
 """Everything that happens in a run."""
 
-EVENT_TYPES: tuple[type[Event], ...] = (
-    TextDelta,
-    ThinkingDelta,
-    ToolInputDelta,
-    BlockEnd,
-    RunStart,
-    TurnStart,
-    TurnEnd,
-    ToolStart,
-    ToolEnd,
-    Custom,
-    RunEnd,
-)
+EVENT_TYPES: tuple[type[Event], ...] = get_args(Event)
 
 
 @attrs.frozen(kw_only=True)
@@ -189,7 +179,7 @@ class Envelope:
 
     Attributes:
         v: The envelope's version.
-        seq: 1 for the first event of a run, rising by one.
+        seq: 1 for the first event of a run, and rising. A number is left out where the hand-over was cut.
         correlation_id: The same for all events of a run: the context's `request_id`, else its `correlation_id`, else a
             random one that starts with the session's id.
         turn: Which answer of the model it belongs to, from 1; 0 before the first.

@@ -11,10 +11,11 @@ A block of a kind that nobody here knows is kept whole as `Opaque`.
 
 import base64
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import attrs
 
+from ._errors import InvalidOption
 from ._util import JSONObject
 
 Role: TypeAlias = Literal["user", "assistant"]
@@ -211,7 +212,19 @@ def _blocks(content: Any) -> Any:
         return (Text(content),)
     if isinstance(content, BLOCK_TYPES):
         return (content,)
-    return tuple(Text(block) if isinstance(block, str) else block for block in content)
+    blocks = tuple(Text(block) if isinstance(block, str) else block for block in content)
+    for block in blocks:
+        if not isinstance(block, BLOCK_TYPES):
+            raise InvalidOption(
+                f"{block!r:.100} is no block: content is made of text, Text(…), Image(…), ToolResult(…), …"
+            )
+    return blocks
+
+
+def _role(_: object, __: object, role: object) -> None:
+    if role not in get_args(Role):
+        advice = "; instructions are no message: system_prompt=…" if role == "system" else ""
+        raise InvalidOption(f"{role!r} is no role of a message: it is user or assistant{advice}")
 
 
 @attrs.frozen
@@ -251,19 +264,7 @@ Block: TypeAlias = (
     | Opaque
 )
 
-BLOCK_TYPES: tuple[type[Block], ...] = (
-    Text,
-    Thinking,
-    ToolUse,
-    ToolResult,
-    ServerToolUse,
-    ServerToolResult,
-    Image,
-    Audio,
-    Video,
-    Document,
-    Opaque,
-)
+BLOCK_TYPES: tuple[type[Block], ...] = get_args(Block)
 
 
 @attrs.frozen
@@ -282,7 +283,7 @@ class Message:
         interrupted: Whether the message was cut while it streamed, by a cancel or a deadline.
     """
 
-    role: Role
+    role: Role = attrs.field(validator=_role)
     content: tuple[Block, ...] = attrs.field(converter=_blocks)
     provider: str | None = attrs.field(default=None, kw_only=True)
     model: str | None = attrs.field(default=None, kw_only=True)

@@ -27,9 +27,9 @@ class ToolCall:
         error: What the model was told went wrong, or None.
         data: The structured value that the tool returned, for the program; the model saw only text.
         correlation_id: The run's, as in its events.
-        start_event_seq: Number of its `ToolStart` event.
-        end_event_seq: Number of its `ToolEnd` event, larger than `start_event_seq`; None if the run was cancelled before
-            it could be sent.
+        start_event_seq: Number of its `ToolStart` event; None if it never started.
+        end_event_seq: Number of its `ToolEnd` event, larger than `start_event_seq`; None if it never started, or if the
+            event could not be sent any more.
     """
 
     id: str
@@ -40,7 +40,7 @@ class ToolCall:
     error: str | None = None
     data: Any = None  # whatever the tool returned
     correlation_id: str
-    start_event_seq: int
+    start_event_seq: int | None = None
     end_event_seq: int | None = None
 
 

@@ -105,18 +105,23 @@ class EventStream:
     """
 
     def __init__(self, config: Config, prompt: str | Message | None) -> None:
+        begin(config, prompt)  # raises what is wrong with them now, not when the stream is entered
         self._config = config
+        self._prompt = prompt
         self._send, self._receive = trio.open_memory_channel["tuple[Envelope, ...]"](0)
-        self._state: RunState = begin(config, prompt, self._send.send)
         self._task = Background(self._drive)
+        self._state: RunState | None = None  # once it has been entered
         self._ready: deque[Envelope] = deque()
-        self._result: Result | None = None
         self._raised = False
-        self._cancelled = False
 
     async def _drive(self) -> None:
         with self._send:
-            self._result = await run_loop(self._config, self._state, streaming=True)
+            await run_loop(self._config, self._started(), streaming=True)
+
+    def _started(self) -> RunState:
+        if self._state is None:
+            raise RuntimeError("the run has not started: use it inside `async with stream(…) as events:`")
+        return self._state
 
     @property
     def result(self) -> Result:
@@ -126,9 +131,10 @@ class EventStream:
         Raises:
             RuntimeError: The run is not over.
         """
-        if self._result is None and self._task.error is None:
+        outcome = self._started().outcome
+        if outcome is None:
             raise RuntimeError("the run is not over: take the result after the `async for`, or after the `async with`")
-        return self._settle()
+        return outcome
 
     def cancel(self) -> None:
         """
@@ -136,7 +142,6 @@ class EventStream:
 
         Whoever iterates gets `RequestCancelled`, with `.result`. Leaving the `async with` waits until nothing runs.
         """
-        self._cancelled = True
         self._task.cancel()
 
     def __aiter__(self) -> Self:
@@ -154,6 +159,7 @@ class EventStream:
 
     async def _next(self) -> Envelope | None:
         """Return the next envelope, or None after the last."""
+        self._started()
         if self._ready:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
@@ -165,27 +171,24 @@ class EventStream:
         return self._ready.popleft()
 
     async def _end(self) -> None:
-        """The run is over: return if it ended well, raise, once, what it raised."""
-        if self._result is None and self._task.error is None and not self._cancelled:
-            # The run was cut by a cancel of ours from outside, which is on its way here as well.
-            await trio.sleep_forever()
+        """The run is over: return if it ended well, raise, once, how it did not."""
+        if self.result.status == "cancelled":
+            # By a cancel that this task is under as well; or else, to this task, by somebody.
+            await trio.lowlevel.checkpoint_if_cancelled()
         if self._raised:
             return
         self._raised = True
-        if self._task.error is not None:
-            raise self._task.error
-        if self._result is None:
+        if self.result.error is not None:
+            raise self.result.error
+        if self.result.status == "cancelled":
             error = RequestCancelled("the run was cancelled")
-            error.result = self._settle()
+            error.result = self.result
             raise error
 
-    def _settle(self) -> Result:
-        if self._result is None:
-            settled = getattr(self._task.error, "result", None)
-            self._result = settled or self._state.result(*(self._state.ended or ("cancelled",)))
-        return self._result
-
     async def __aenter__(self) -> Self:
+        if self._state is not None:
+            raise RuntimeError("a stream runs once: call stream(…) again for another run")
+        self._state = begin(self._config, self._prompt, self._send.send)
         await self._task.__aenter__()
         return self
 
@@ -195,9 +198,8 @@ class EventStream:
         try:
             await self._task.__aexit__(kind, error, traceback)
         finally:
-            self._settle()
             self._receive.close()
-        failure = None if self._raised else self._task.error
+        failure = None if self._raised else self.result.error
         self._raised = True
         if failure is not None and error is None:
             raise failure

@@ -27,6 +27,7 @@ class Session:
 
     A run given a session starts from its messages and updates it in place at every turn, and once more as it ends,
     however it ends: also when the caller is cancelled. At each of these moments the history is valid for every provider.
+    One run at a time: of two at once, the one that ends last has the last word.
 
     Attributes:
         id: A random text, or yours.

@@ -64,29 +64,52 @@ class Emitter:
 
     async def emit(self, *events: Event) -> int:
         """Hand over `events` and return when all listeners have had them; gives the number of the first."""
-        first = self._seq + 1
-        self._seq += len(events)
-        if events and (self._on_event or self._sink):
-            now = time.time()
-            batch = tuple(
-                Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
-                for seq, event in enumerate(events, first)
-            )
+        first, batch = self._number(events)
+        if batch:
             if self._on_event is not None:
                 async with self._order:
-                    await self._call_back(self._on_event, batch)
+                    for envelope in batch:
+                        await self._call_back(self._on_event, envelope)
             if self._sink is not None:
                 await self._sink(batch)
         return first
 
-    async def _call_back(self, on_event: OnEvent, batch: tuple[Envelope, ...]) -> None:
-        for envelope in batch:
-            try:
-                answer = on_event(envelope)
-                if inspect.isawaitable(answer):
-                    await answer
-            except Exception:
-                logger.exception("on_event raised; the run goes on")
+    def emit_nowait(self, *events: Event) -> int:
+        """Tell an `on_event` that is no async function, and nobody else, without waiting: for a run that is being cancelled."""
+        first, batch = self._number(events)
+        if self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
+            for envelope in batch:
+                answer = self._safely(self._on_event, envelope)
+                if inspect.iscoroutine(answer):
+                    answer.close()
+        return first
+
+    def _number(self, events: tuple[Event, ...]) -> tuple[int, tuple[Envelope, ...]]:
+        first = self._seq + 1
+        self._seq += len(events)
+        if not (events and (self._on_event or self._sink)):
+            return first, ()
+        now = time.time()
+        return first, tuple(
+            Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
+            for seq, event in enumerate(events, first)
+        )
+
+    async def _call_back(self, on_event: OnEvent, envelope: Envelope) -> None:
+        try:
+            answer = on_event(envelope)
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception:
+            logger.exception("on_event raised; the run goes on")
+
+    @staticmethod
+    def _safely(on_event: OnEvent, envelope: Envelope) -> object:
+        try:
+            return on_event(envelope)
+        except Exception:
+            logger.exception("on_event raised; the run goes on")
+            return None
 
 
 class Recorder:
@@ -128,11 +151,12 @@ class RunState:
     recorder: Recorder | None = None  # while an answer streams
     batch: Batch | None = None  # while tools run
     batches: list[Batch] = attrs.field(factory=list)  # those that are over
-    ended: tuple[Status, Exception | None] | None = None  # once that is settled, and only the last events are not taken
+    outcome: Result | None = None  # once it is settled how the run ended, if only the last events are not taken yet
 
     def commit(self) -> None:
         """Let the session say what the run has done so far. The history is valid whenever this is called."""
-        self.session.update(self.messages, self.prior_usage + self.usage, self.metadata)
+        state = {key: self.metadata[key] for key in ("provider_state",) if key in self.metadata}
+        self.session.update(self.messages, self.prior_usage + self.usage, state)
 
     def close_batch(self) -> None:
         """Put the results of the batch that is over into the history."""
@@ -141,22 +165,23 @@ class RunState:
             self.batches.append(self.batch)
             self.batch = None
 
-    def cut(self, outcome: Outcome, provider: str, model: str | None, origin: str | None) -> None:
-        """Reduce the turn under way to what can be kept, as the table says. Does nothing between turns."""
+    def cut(self, outcome: Outcome, provider: str, model: str | None, origin: str | None) -> Batch | None:
+        """
+        Reduce the turn under way to what can be kept, as the table says. Does nothing between turns.
+
+        Returns the batch that was cut, whose calls have not all been told of.
+        """
+        batch = self.batch
         if self.recorder is not None:
             partial = self.recorder.partial(provider, model, origin)
             if partial is not None:
                 self.messages.append(partial)
             self.recorder = None
-        if self.batch is not None:
-            self.batch.cut(outcome)
+        if batch is not None:
+            batch.cut(outcome)
             self.close_batch()
         self.commit()
-
-    async def announce_cut(self) -> None:
-        """Emit the `ToolEnd` of calls that a deadline has cut."""
-        for batch in self.batches[-1:]:
-            await batch.announce()
+        return batch
 
     def result(self, status: Status, error: Exception | None = None) -> Result:
         """Return what the run has done so far as a result."""

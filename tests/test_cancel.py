@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +24,7 @@ from alloy_trio import (
     stream,
     tool,
 )
-from alloy_trio.events import ToolEnd
+from alloy_trio.events import Custom, ToolEnd
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, text, tool_call
 
 if TYPE_CHECKING:
@@ -181,6 +183,12 @@ async def test_a_tool_that_swallows_a_cancel_does_not_end_it(autojump_clock: obj
     assert len(session.messages) == 3
 
 
+async def test_a_tool_that_swallows_a_cancel_in_the_last_turn_does_not_end_it_either(autojump_clock: object) -> None:
+    with trio.move_on_after(1) as scope:
+        await run("go", provider=ScriptedProvider([tool_call("swallow")]), tools=TOOLS, max_turns=1)
+    assert scope.cancelled_caught
+
+
 # threads: real time, synchronised on events
 
 
@@ -285,6 +293,62 @@ async def test_a_timed_out_thread_that_asks_is_timed_out_and_the_run_goes_on() -
     result = await run("go", provider=ScriptedProvider([tool_call("block"), text("ok")]), tools=[block])
     assert [c.outcome for c in result.tool_calls] == ["timed_out"]
     assert result.text == "ok"
+
+
+async def test_a_thread_that_waits_for_its_event_to_be_taken_is_cancelled() -> None:
+    def body(ctx: ToolContext) -> str:
+        while True:
+            ctx.from_thread(ctx.emit, "tick", {})
+
+    block = blocking_tool(body, cancel_grace=math.inf)
+    with assert_no_orphans():
+        async with stream("go", provider=ScriptedProvider([tool_call("block")]), tools=[block]) as events:
+            async for event in events:
+                if isinstance(event, Custom):
+                    break
+    assert [c.outcome for c in events.result.tool_calls] == ["cancelled"]
+
+
+async def test_a_run_inside_a_thread_is_cancelled_with_its_call() -> None:
+    started, session, ended = threading.Event(), Session(), []
+
+    @tool
+    async def inner() -> None:
+        """Wait."""
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(1)
+
+    def body(ctx: ToolContext) -> str:
+        provider = ScriptedProvider([tool_call("inner")])
+        return ctx.from_thread(partial(run, "sub", provider=provider, tools=[inner])).text
+
+    with assert_no_orphans():
+        await cancel_when(started, session, blocking_tool(body), cancel_grace=math.inf)
+        assert ended == [1]
+    assert outcome_of(session).outcome == "cancelled"
+
+
+async def test_a_call_that_found_no_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import alloy_trio._loop
+
+    monkeypatch.setattr(alloy_trio._loop, "_THREADS", 1)
+    release = threading.Event()
+
+    def body(ctx: ToolContext) -> str:
+        release.wait()
+        return "x"
+
+    block = blocking_tool(body, timeout=0.05, cancel_grace=0.05)
+    try:
+        replies: list[Script] = [tool_call("block"), tool_call("block"), text("ok")]
+        result = await run("go", provider=ScriptedProvider(replies), tools=[block])
+    finally:
+        release.set()
+    assert [c.outcome for c in result.tool_calls] == ["abandoned", "timed_out"]
+    assert "no free thread" in str(result.tool_calls[1].error)
 
 
 async def test_a_cancel_while_waiting_for_a_thread_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,9 @@ async def test_several_files_are_read_in_parallel(project: Path) -> None:
         ("run echo hi and tell me what it says", "echo hi"),
         ("List the files", "ls -1 ."),
         ("please list the files in docs", "ls -1 docs"),
+        ("list docs", "ls -1 docs"),
+        ("List the folder `docs`.", "ls -1 docs"),
+        ("run 'echo a and b'", "echo a and b"),
     ],
 )
 async def test_runs_and_lists(prompt: str, command: str, project: Path) -> None:
@@ -59,6 +62,23 @@ async def test_runs_and_lists(prompt: str, command: str, project: Path) -> None:
     result = await run(prompt, provider="demo", tools=[bash], working_directory=project)
     assert_tool_called(result, "bash", {"command": command})
     assert "exit code: 0" in result.text
+
+
+async def test_several_things_at_once(project: Path) -> None:
+    (project / "docs").mkdir()
+    prompt = "Read pyproject.toml and notes.md, run echo hi, then list docs and tell me the version"
+    result = await run(prompt, provider="demo", tools=[read, bash], working_directory=project)
+    assert [(c.name, *c.input.values()) for c in result.tool_calls] == [
+        ("read", "pyproject.toml"),
+        ("read", "notes.md"),
+        ("bash", "echo hi"),
+        ("bash", "ls -1 docs"),
+    ]
+    assert "The version in pyproject.toml is 1.2.3." in result.text
+
+
+async def test_a_long_request_of_nothing_is_no_work() -> None:
+    assert "not a language model" in (await run("~" * 200_000, provider="demo")).text
 
 
 async def test_says_what_it_is_when_it_does_not_understand() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import trio
 
@@ -14,6 +16,7 @@ from alloy_trio import (
     ProviderError,
     Result,
     ServerToolUse,
+    Session,
     Text,
     ToolContext,
     ToolError,
@@ -83,6 +86,41 @@ async def test_exe_02_a_group_of_one_is_its_member() -> None:
     assert answer.text == "ValueError: inner"
 
 
+async def test_exe_03_a_declared_failure_inside_a_nursery() -> None:
+    @tool
+    async def picky() -> str:
+        """Refuse."""
+        async with trio.open_nursery():
+            raise ToolError("no such city")
+
+    (answer,) = await call(tool_call("picky"), tools=[picky])
+    assert answer.text == "no such city"
+
+
+async def test_exe_02_a_group_with_a_cancel_in_it_stays_a_cancel(autojump_clock: object) -> None:
+    @tool
+    async def messy() -> None:
+        """Fail in the cleanup."""
+
+        async def child() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("disk")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+            await trio.sleep_forever()
+
+    session = Session()
+    with trio.move_on_after(1) as scope:
+        await run("go", provider=ScriptedProvider([tool_call("messy")]), tools=[messy], session=session)
+    assert scope.cancelled_caught
+    answer = session.messages[-1].content[0]
+    assert isinstance(answer, ToolResult)
+    assert (answer.outcome, answer.text) == ("error", "OSError: disk")
+
+
 async def test_exe_03_a_declared_failure(caplog: pytest.LogCaptureFixture) -> None:
     @tool
     async def picky() -> str:
@@ -136,6 +174,18 @@ async def test_exe_05_context() -> None:
     )
     assert [str(path) for path in ctx.allowed_paths] == ["/tmp"]
     assert answer.text == "D"
+
+
+async def test_exe_05_no_folder_is_no_folder() -> None:
+    seen: list[ToolContext] = []
+
+    @tool
+    async def look(ctx: ToolContext) -> None:
+        """Look."""
+        seen.append(ctx)
+
+    await call(tool_call("look"), tools=[look], allowed_paths=[])
+    assert seen[0].allowed_paths == ()
 
 
 async def test_exe_06_concurrent_in_call_order(autojump_clock: object) -> None:
@@ -207,15 +257,14 @@ async def test_exe_08_threads_of_nested_runs_never_wait_for_each_other() -> None
     depth = 0
 
     @tool
-    def nested() -> str:
+    def nested(ctx: ToolContext) -> str:
         """Run another agent from a thread."""
         nonlocal depth
         depth += 1
         if depth == 50:
             return "bottom"
-        inner = trio.from_thread.run(
-            lambda: run("go", provider=ScriptedProvider([tool_call("nested"), text("up")]), tools=[nested])
-        )
+        provider = ScriptedProvider([tool_call("nested"), text("up")])
+        inner = ctx.from_thread(partial(run, "go", provider=provider, tools=[nested]))
         return inner.text
 
     with trio.fail_after(20):
@@ -300,6 +349,35 @@ async def test_exe_11_a_raw_schema_is_checked_as_well() -> None:
     assert bad.is_error
     assert "$.n" in bad.text
     assert good.text == "4"
+
+
+async def test_exe_11_a_validator_may_raise_anything() -> None:
+    @attrs.define
+    class Place:
+        city: str
+
+        def __attrs_post_init__(self) -> None:
+            raise KeyError(self.city)
+
+    @tool
+    async def visit(place: Place) -> str:
+        """Visit."""
+        return place.city
+
+    (answer,) = await call(tool_call("visit", {"place": {"city": "Oslo"}}), tools=[visit])
+    assert answer.is_error
+    assert "Oslo" in answer.text
+
+
+async def test_a_tool_cannot_change_the_call_in_the_history() -> None:
+    def greedy(arguments: dict[str, Any], ctx: ToolContext) -> str:
+        arguments["list"].clear()
+        arguments.clear()
+        return "eaten"
+
+    raw = Tool(name="raw", input_schema={"type": "object"}, execute=greedy, inline=True)
+    result = await run_with_responses("go", [tool_call("raw", {"list": [1]}), text("x")], tools=[raw])
+    assert result.messages[1].tool_uses[0].input == {"list": [1]}
 
 
 async def test_exe_12_bytes_that_are_no_utf_8() -> None:

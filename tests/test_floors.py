@@ -42,6 +42,8 @@ FLOORS = {
     "providers._json": 2,
     "providers._origin": 2,
     "providers._sse": 2,
+    "tools._context": 2,
+    "tools._output": 2,
     "tools._schema": 2,
     "tools._threads": 2,
     "tools._tool": 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 import alloy_trio
 from alloy_trio import (
@@ -177,7 +178,7 @@ async def test_loop_14_server_blocks_only() -> None:
 
 
 async def test_loop_15_unknown_stop_reason_of_a_custom_provider() -> None:
-    reply = Response(message=Message.assistant("x"), stop_reason="whatever")  # type: ignore[arg-type]
+    reply = Response(message=Message.assistant("x"), stop_reason="whatever")
     with pytest.raises(WireError, match="whatever"):
         await run_with_responses("go", [reply])
 
@@ -190,6 +191,28 @@ async def test_loop_15_a_provider_that_returns_nonsense() -> None:
     with pytest.raises(WireError, match="no Response") as caught:
         await run("go", provider=Nonsense())
     assert caught.value.result is not None
+
+
+@pytest.mark.parametrize("word", ["refusal", "max_tokens", "pause_turn"])
+async def test_a_stop_reason_may_be_plain_text(word: str) -> None:
+    reply = Response(message=Message.assistant(ToolUse("c", "add", {"a": 1, "b": 1})), stop_reason=word)
+    assert reply.stop_reason is StopReason(word)
+
+
+async def test_an_answer_that_is_none_fails_the_same_way_streamed() -> None:
+    class Nonsense:
+        async def complete(self, request: Request) -> Response:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(WireError, match="no Response"):
+        async with alloy_trio.stream("go", provider=Nonsense()) as events:
+            async for _ in events:
+                pass
+
+
+async def test_a_message_of_the_wrong_role_is_no_answer() -> None:
+    with pytest.raises(WireError, match="assistant's message"):
+        await run_with_responses("go", [Response(message=Message.user("me?"))])
 
 
 async def test_loop_16_server_and_client_calls_mixed() -> None:
@@ -224,7 +247,7 @@ async def test_timeout_raises_with_the_result(autojump_clock: object) -> None:
     result = caught.value.result
     assert result is not None
     assert (result.status, result.turns, len(result.messages)) == ("timed_out", 1, 3)
-    assert isinstance(caught.value, TimeoutError | Exception)
+    assert isinstance(caught.value, trio.TooSlowError)
 
 
 async def test_session_is_updated_in_place_at_every_turn() -> None:
@@ -269,7 +292,7 @@ async def test_res_03_tool_call_records(autojump_clock: object) -> None:
     @tool
     async def slow(n: int) -> str:
         """Be slow."""
-        await __import__("trio").sleep(3 - n)
+        await trio.sleep(3 - n)
         return str(n)
 
     first = [tool_call("slow", {"n": 1}), tool_call("slow", {"n": 2})]
@@ -279,6 +302,7 @@ async def test_res_03_tool_call_records(autojump_clock: object) -> None:
     assert len({c.correlation_id for c in result.tool_calls}) == 1
     for call in result.tool_calls:
         assert (call.name, call.error, call.outcome) == ("slow", None, "ok")
+        assert call.start_event_seq is not None
         assert call.end_event_seq is not None
         assert call.end_event_seq > call.start_event_seq > 0
 
@@ -299,6 +323,17 @@ async def test_res_05_metadata_only_when_there_is_any() -> None:
     assert result.metadata["provider_response"]["citations"] == [{"url": "u"}]
 
 
+async def test_res_05_metadata_is_that_of_the_last_answer() -> None:
+    first = Response(
+        message=Message("assistant", (ToolUse("c", "add", {"a": 1, "b": 1}),), provider_state={"response_id": "r1"}),
+        metadata={"provider_response": {"citations": [1]}, "raw_stop_reason": "odd"},
+    )
+    session = Session()
+    result = await run_with_responses("go", [first, text("x")], tools=[add], session=session)
+    assert result.metadata == {"provider_state": {"response_id": "r1"}}
+    assert session.metadata == {"provider_state": {"response_id": "r1"}}
+
+
 async def test_res_06_a_failed_run_keeps_the_error_itself() -> None:
     failure = alloy_trio.RateLimited("slow down", status=429, retryable=True, retry_after=3)
     with pytest.raises(alloy_trio.RateLimited) as caught:
@@ -310,6 +345,25 @@ async def test_res_06_a_failed_run_keeps_the_error_itself() -> None:
 
 async def test_res_08_run_has_no_request_id() -> None:
     assert (await run_with_responses("go", [text("x")])).request_id is None
+
+
+async def test_calls_that_never_ran_are_recorded_as_well() -> None:
+    reply = [tool_call("add", {"a": 1, "b": 1}), tool_call("add", {"a": 2, "b": 2}, stop_reason="max_tokens")]
+    with pytest.raises(ProviderError) as caught:
+        await run_with_responses("go", [reply], tools=[add])
+    assert caught.value.result is not None
+    assert [(c.outcome, c.start_event_seq) for c in caught.value.result.tool_calls] == [("error", None)] * 2
+
+
+async def test_a_run_in_a_cancelled_scope_asks_nothing() -> None:
+    class Instant:
+        async def complete(self, request: Request) -> Response:
+            raise AssertionError("asked")
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run("go", provider=Instant())
+    assert scope.cancelled_caught
 
 
 # until_tool
@@ -351,6 +405,11 @@ async def test_unt_03_what_does_not_count(call: object) -> None:
 async def test_unt_04_max_turns_wins() -> None:
     result = await run_with_responses("go", [text("no")] * 3, tools=[submit], until_tool="submit", max_turns=3)
     assert (result.status, result.turns) == ("max_turns", 3)
+
+
+async def test_unt_04_no_reminder_that_nobody_will_read() -> None:
+    result = await run_with_responses("go", [text("no")] * 2, tools=[submit], until_tool="submit", max_turns=2)
+    assert [m.role for m in result.messages] == ["user", "assistant", "user", "assistant"]
 
 
 async def test_unt_05_none_has_no_effect() -> None:

@@ -14,6 +14,7 @@ from alloy_trio import (
     Audio,
     Document,
     Image,
+    InvalidOption,
     Message,
     Opaque,
     ServerToolResult,
@@ -44,6 +45,13 @@ def test_msg_01_roles_and_media() -> None:
     assert Document("text/plain", data=b"abc").data == "YWJj"
     assert Message.assistant("yes").role == "assistant"
     assert isinstance(Message("user", [Text("a"), "b"]).content, tuple)
+
+
+def test_msg_01_what_is_no_message() -> None:
+    with pytest.raises(InvalidOption, match="system_prompt"):
+        Message("system", "Be brief.")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="no block"):
+        Message.user({"type": "text", "text": "hi"})  # type: ignore[arg-type]
 
 
 def test_msg_02_text_ignores_everything_else() -> None:

@@ -126,6 +126,16 @@ def test_opt_08_no_deadline_by_default() -> None:
         ({"system_prompt": 3}, "system_prompt=3"),
         ({"allowed_paths": "/tmp"}, "list"),
         ({"messages": [Message.user("a")], "session": Session()}, "both"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "Message.user"),
+        ({"messages": Message.user("a")}, "list of messages"),
+        ({"session": {}}, "Session()"),
+        ({"tools": one}, "list of tools"),
+        ({"tools": None}, "list of tools"),
+        ({"working_directory": 5}, "5 is no path"),
+        ({"allowed_paths": [5]}, "5 is no path"),
+        ({"allowed_paths": 5}, "list of folders"),
+        ({"tool_timeout": None}, "tool_timeout=None"),
+        ({"max_turns": None}, "max_turns=None"),
     ],
 )
 async def test_what_cannot_be_right_is_refused(options: dict[str, Any], says: str) -> None:
@@ -135,6 +145,12 @@ async def test_what_cannot_be_right_is_refused(options: dict[str, Any], says: st
 async def test_nothing_to_ask() -> None:
     with pytest.raises(InvalidOption, match="nothing to ask"):
         await run(provider="demo")
+
+
+@pytest.mark.parametrize("prompt", [5, Message.assistant("me?"), ["a"]])
+async def test_what_is_no_prompt(prompt: Any) -> None:
+    with pytest.raises(InvalidOption, match="text, or a user's message"):
+        await run(prompt, provider="demo")
 
 
 async def test_infinite_limits_are_allowed() -> None:

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from alloy_trio._errors import InvalidOption, ToolError
-from alloy_trio.tools._tool import Tool, ToolContext, tool
+from alloy_trio.tools._context import ToolContext
+from alloy_trio.tools._tool import Tool, tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,12 @@ import trio
 
 import alloy_trio
 from alloy_trio import (
+    EventStream,
     InvalidOption,
     Message,
     ProviderError,
     RequestCancelled,
+    RunTimeout,
     Session,
     Text,
     Thinking,
@@ -41,6 +43,8 @@ from alloy_trio.providers import Anthropic, Emit, OpenAI, OpenAICompat, Request,
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, error, text, tool_call
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from alloy_trio.testing._script import Script
 
 
@@ -54,6 +58,14 @@ async def collect(replies: list[Script], **options: Any) -> tuple[list[Event], a
     async with stream("go", provider=ScriptedProvider(replies), **options) as events:
         seen = [event async for event in events]
     return seen, events.result
+
+
+def hang_at(kind: type[Event]) -> Callable[[Envelope], Awaitable[None]]:
+    async def listen(envelope: Envelope) -> None:
+        if isinstance(envelope.event, kind):
+            await trio.sleep_forever()
+
+    return listen
 
 
 def joined(events: list[Event]) -> str:
@@ -260,6 +272,126 @@ async def test_cancel_tells_others_with_request_cancelled(autojump_clock: object
     assert events.result.status == "cancelled"
     assert events.result.messages[-1].text == "abc"
     assert events.result.messages[-1].interrupted
+
+
+async def test_the_body_goes_on_after_a_cancel_of_the_run(autojump_clock: object) -> None:
+    async with stream("go", provider=ScriptedProvider([[text("abc"), delay(60)]])) as events:
+        events.cancel()
+        await trio.sleep(1)
+    assert trio.current_time() == pytest.approx(1)
+    assert events.result.status == "cancelled"
+
+
+async def test_a_consumer_elsewhere_hears_of_a_cancel(autojump_clock: object) -> None:
+    """The cancel of the scope around the stream does not reach a task of another nursery: it is told."""
+    heard: list[BaseException] = []
+
+    async def consume(events: EventStream) -> None:
+        try:
+            async for _ in events:
+                pass
+        except RequestCancelled as error:
+            heard.append(error)
+
+    async with trio.open_nursery() as elsewhere:
+        with trio.move_on_after(1):
+            async with stream("go", provider=ScriptedProvider([[text("abc"), delay(60)]])) as events:
+                elsewhere.start_soon(consume, events)
+                await trio.sleep_forever()
+    assert len(heard) == 1
+
+
+async def test_misuse_says_what_to_do() -> None:
+    events = stream("go", provider=ScriptedProvider([text("a")]))
+    with pytest.raises(RuntimeError, match="inside `async with"):
+        async for _ in events:
+            pass
+    async with events:
+        async for _ in events:
+            pass
+    with pytest.raises(RuntimeError, match="call stream"):
+        async with events:
+            pass
+
+
+async def test_two_streams_of_one_session_one_after_the_other_lose_nothing() -> None:
+    session = Session()
+    made = [stream(word, provider=ScriptedProvider([text(word.upper())]), session=session) for word in ("a", "b")]
+    for events in made:
+        async with events:
+            async for _ in events:
+                pass
+    assert [m.text for m in session.messages] == ["a", "A", "b", "B"]
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+async def test_what_ends_programs_leaves_a_stream_as_itself(calls: int) -> None:
+    @tool
+    async def interrupt() -> str:
+        """Interrupt."""
+        raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)) as caught:
+        async with stream(
+            "go", provider=ScriptedProvider([[tool_call("interrupt")] * calls]), tools=[interrupt]
+        ) as events:
+            async for _ in events:
+                pass
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, KeyboardInterrupt)
+
+
+async def test_a_cancel_while_a_failed_run_hands_over_its_end_is_a_cancel(autojump_clock: object) -> None:
+    with trio.move_on_after(1) as scope:
+        await run(
+            "go",
+            provider=ScriptedProvider([error("boom")]),
+            on_event=hang_at(RunEnd),
+        )
+    assert scope.cancelled_caught
+
+
+async def test_a_run_whose_time_is_up_does_not_wait_for_a_listener(autojump_clock: object) -> None:
+    with pytest.raises(RunTimeout):
+        await run(
+            "go",
+            provider=ScriptedProvider([[delay(60), text("x")]]),
+            timeout=2,
+            cancel_grace=3,
+            on_event=hang_at(RunEnd),
+        )
+    assert trio.current_time() == pytest.approx(5)
+
+
+async def test_a_plain_listener_hears_of_a_cancel(autojump_clock: object) -> None:
+    @tool
+    async def slow() -> str:
+        """Be slow."""
+        await trio.sleep(60)
+        return "never"
+
+    seen: list[Any] = []
+    with trio.move_on_after(1):
+        await run(
+            "go", provider=ScriptedProvider([tool_call("slow")]), tools=[slow], on_event=lambda e: seen.append(e.event)
+        )
+    assert [(type(e), getattr(e, "outcome", None)) for e in seen[-2:]] == [(ToolEnd, "cancelled"), (RunEnd, None)]
+    assert seen[-1].status == "cancelled"
+
+
+async def test_a_whole_answer_is_kept_when_the_cancel_comes_while_it_is_told_of(autojump_clock: object) -> None:
+    session = Session()
+    with trio.move_on_after(1):
+        await run(
+            "go",
+            provider=ScriptedProvider([text("all of it")]),
+            session=session,
+            on_event=hang_at(BlockEnd),
+        )
+    assert session.messages[-1].text == "all of it"
+    assert session.usage.output_tokens == 5
 
 
 async def test_a_consumer_that_is_cancelled_never_sees_a_normal_end(autojump_clock: object) -> None:

@@ -70,6 +70,7 @@ async def test_a_reply_may_be_a_function_or_a_whole_response() -> None:
         return Response(message=Message.assistant(request.messages[-1].text.upper()))
 
     assert (await run_with_responses("loud", [echo])).text == "LOUD"
+    assert (await run_with_responses("go", ["plain"])).messages[-1].content == (Text("plain"),)
     assert (await run_with_responses("go", [lambda _: [Text("a"), text("b")]])).text == "ab"
 
 

@@ -26,7 +26,9 @@ import alloy_trio
 from alloy_trio._errors import InvalidOption, ToolError
 from alloy_trio._events import Custom
 from alloy_trio._messages import Document, Image, Text, Thinking, ToolResult
-from alloy_trio.tools._tool import Tool, ToolContext, ToolOutput, _CallCancelled, clip, render, scrub, tool
+from alloy_trio.tools._context import ToolContext, _CallCancelled
+from alloy_trio.tools._output import ToolOutput, clip, render, scrub
+from alloy_trio.tools._tool import Tool, tool
 
 ROOT = Path(__file__).resolve().parents[1]
 

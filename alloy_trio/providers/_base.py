@@ -62,6 +62,11 @@ class Request:
     extra: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+def _stop_reason(word: str) -> Any:
+    """Take a plain string for the member it equals; what is none is refused by whoever reads it."""
+    return StopReason(word) if word in set(StopReason) else word
+
+
 @attrs.frozen(kw_only=True)
 class Response:
     """
@@ -75,7 +80,7 @@ class Response:
     """
 
     message: Message
-    stop_reason: StopReason = StopReason.END_TURN
+    stop_reason: StopReason = attrs.field(default=StopReason.END_TURN, converter=_stop_reason)
     usage: Usage = attrs.field(factory=Usage)
     metadata: JSONObject = attrs.field(factory=dict)
 
@@ -121,17 +126,6 @@ def provider_model(provider: Provider) -> str | None:
     """Return the model that the provider asks, if it says."""
     model = getattr(provider, "model", None)
     return None if model is None else str(model)
-
-
-async def stream(provider: Provider, request: Request, emit: Emit) -> Response:
-    """Stream from a provider, or, from one that cannot, hand over the whole answer at once."""
-    own = getattr(provider, "stream", None)
-    if own is not None:
-        response: Response = await own(request, emit)
-        return response
-    response = await provider.complete(request)
-    await emit(*as_events(response.message.content))
-    return response
 
 
 def as_events(blocks: tuple[Block, ...]) -> list[ProviderEvent]:

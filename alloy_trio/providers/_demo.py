@@ -8,6 +8,7 @@ and puts what they gave into a sentence. The same request gives the same answer 
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -25,13 +26,43 @@ if TYPE_CHECKING:
     from .._util import JSONObject
     from ._base import Emit
 
-_FILE = re.compile(r"(?<![\w/])[\w./~-]*\w\.\w{1,8}\b|(?<![\w/])(?:Makefile|Dockerfile|LICENSE|README)\b")
-_RUN = re.compile(r"\b(?:run|execute)\s+(?:`([^`]+)`|\"([^\"]+)\"|'([^']+)'|([^`\"'\n]+))", re.IGNORECASE)
-_LIST = re.compile(
-    r"\b(?:list|show)\b(?!.*\bfile\s+\S+\.\w)(?:.*?\b(?:in|of|under)\s+(?:the\s+)?(?:folder\s+|directory\s+)?([\w./~-]*[\w/]))?",
-    re.IGNORECASE,
+_VERBS = "read|open|show|list|run|execute|tell|say|look|what|which|count|compare|summari[sz]e"
+_CLAUSES = re.compile(rf"(?:,|;|\bthen\b|\band\b)\s+(?=(?:then\s+)?(?:{_VERBS})\b)", re.IGNORECASE)
+_RUN = re.compile(r"\b(?:run|execute)\s+(?:`([^`]+)`|\"([^\"]+)\"|'([^']+)'|(.+))", re.IGNORECASE | re.DOTALL)
+_LIST = re.compile(r"\b(?:list|show)\b(.*)", re.IGNORECASE | re.DOTALL)
+_FILE = re.compile(r"[\w./~-]*[A-Za-z_~/]\w*\.\w{1,8}|(?:[\w.~-]*/)*(?:Makefile|Dockerfile|LICENSE|README)")
+_LONGEST_PATH = 200
+_AROUND = "`\"'.,;:!?()[]<>"  # what may stand around a path in a sentence
+_FILLER = frozenset(
+    [
+        "the",
+        "all",
+        "files",
+        "file",
+        "folder",
+        "folders",
+        "directory",
+        "directories",
+        "in",
+        "of",
+        "under",
+        "me",
+        "please",
+        "everything",
+        "contents",
+        "content",
+        "and",
+        "a",
+        "here",
+        "current",
+        "this",
+        "that",
+        "is",
+        "are",
+        "there",
+        "what",
+    ]
 )
-_READ = re.compile(r"\b(?:read|open|show|cat|look|what|which|tell|summari[sz]e|compare|count)\b", re.IGNORECASE)
 _WANTED = re.compile(r"\b(?:tell (?:me )?|what(?:'s| is)? |find |give me )(?:the |its |their )?([\w-]+)", re.IGNORECASE)
 _NUMBERED = re.compile(r"^ *\d+\t", re.MULTILINE)
 
@@ -142,19 +173,17 @@ def _plan(request: Request) -> tuple[Block, ...]:
 
 
 def _wanted_calls(question: str) -> Iterator[tuple[str, JSONObject]]:
-    if command := _RUN.search(question):
-        text = next(group for group in command.groups() if group)
-        yield (
-            "bash",
-            {"command": re.split(r"\s+and (?:tell|show|say|explain)\b", text.strip())[0].rstrip(" .")},
-        )
-        return
-    files = list(dict.fromkeys(_FILE.findall(question)))
-    if files and _READ.search(question):
-        for path in files:
-            yield "read", {"file_path": path}
-    elif folder := _LIST.search(question):
-        yield "bash", {"command": f"ls -1 {folder[1] or '.'}"}
+    for clause in _CLAUSES.split(question):
+        words = [word.strip(_AROUND) for word in clause.split()]
+        files = [word for word in words if len(word) <= _LONGEST_PATH and _FILE.fullmatch(word)]
+        if command := _RUN.search(clause):
+            text = next(group for group in command.groups() if group)
+            yield "bash", {"command": text.strip().rstrip(" .")}
+        elif files:
+            yield from (("read", {"file_path": path}) for path in dict.fromkeys(files))
+        elif listing := _LIST.search(clause):
+            named = [word.strip(_AROUND) or "." for word in listing[1].split() if word.lower() not in _FILLER]
+            yield from (("bash", {"command": f"ls -1 {shlex.quote(folder)}"}) for folder in named or ["."])
 
 
 def _describe(call: ToolUse) -> str:

@@ -88,8 +88,8 @@ def _running() -> dict[object, str]:
         if thread.name.startswith("alloy_trio"):  # Trio renames its threads while they work for somebody
             found[thread] = f"thread {thread.name}"
     for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            found["process", pid] = f"process {pid}"
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found |= {("process", pid): f"process {pid}" for pid in children.read_text().split()}
     return found
 
 

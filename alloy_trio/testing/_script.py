@@ -37,7 +37,7 @@ class Step:
 
 
 Piece: TypeAlias = Step | Block
-Reply: TypeAlias = Piece | Response | Sequence[Piece]
+Reply: TypeAlias = str | Piece | Response | Sequence[Piece]
 Script: TypeAlias = Reply | Callable[[Request], Reply]
 
 
@@ -72,7 +72,7 @@ class ScriptedProvider:
     """
     Gives the scripted replies, one a request, in order; a fake for tests that never touches a network.
 
-    A reply is one piece, a list of pieces (`[text("Let me look"), tool_call("read", {…}), tool_call("list")]`), a whole
+    A reply is a text, one piece, a list of pieces (`[text("Let me look"), tool_call("read", {…}), tool_call("list")]`), a whole
     `Response`, or a function of the `Request` that returns one of these. A piece is made by `text`, `tool_call`, `error` or
     `delay`, or is a block. Streamed, text and reasoning come one character at a time.
 
@@ -144,8 +144,10 @@ class ScriptedProvider:
         return script(request) if callable(script) else script
 
     @staticmethod
-    def _pieces(reply: Piece | Sequence[Piece]) -> Sequence[Piece]:
-        return reply if isinstance(reply, Sequence) else (reply,)
+    def _pieces(reply: str | Piece | Sequence[Piece]) -> Sequence[Piece]:
+        if isinstance(reply, str):
+            return (text(reply),)
+        return (reply,) if isinstance(reply, Step | Block) else reply
 
     def _identified(self, block: Block, index: int) -> Block:
         if isinstance(block, ToolUse) and not block.id:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .._util import export as _export
 from ._bash import bash as bash
 from ._edit import edit as edit
+from ._output import ToolOutput as ToolOutput
 from ._read import read as read
 from ._tool import Tool as Tool
-from ._tool import ToolOutput as ToolOutput
 from ._write import write as write
 
 __all__ = ["Tool", "ToolOutput", "bash", "edit", "read", "write"]

@@ -17,7 +17,7 @@ from ._process import Excerpt, run_command
 from ._tool import Tool, tool
 
 if TYPE_CHECKING:
-    from ._tool import ToolContext
+    from ._context import ToolContext
 
 MAX_OUTPUT_CHARS = 30_000
 

@@ -13,7 +13,7 @@ from ._write import replace_file, status_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._tool import ToolContext
+    from ._context import ToolContext
 
 MAX_BYTES = 64 << 20
 

@@ -13,6 +13,7 @@ outside is `cancelled`. A tool that swallows a cancel does not end it: the execu
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -26,8 +27,10 @@ from .._errors import ToolError
 from .._events import Custom, ToolEnd, ToolStart
 from .._messages import Outcome, Text, ToolResult, ToolUse
 from .._result import ToolCall
+from ._context import ToolContext
+from ._output import ToolOutput, clip, render
 from ._threads import ThreadResult, call_in_thread
-from ._tool import Tool, ToolContext, ToolOutput, clip, render
+from ._tool import Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +87,7 @@ class _Invocation:
     output: ToolOutput = attrs.field(default=ToolOutput(""))
     started: float | None = None
     duration: float = 0.0
-    start_seq: int = 0
+    start_seq: int | None = None
     end_seq: int | None = None
 
     @property
@@ -94,6 +97,10 @@ class _Invocation:
     @property
     def error(self) -> str | None:
         return None if self.outcome in {"ok", None} else _text(self.output)
+
+    def start(self) -> None:
+        """The tool itself runs from now on."""
+        self.started = trio.current_time()
 
     def end(self, outcome: Outcome, output: ToolOutput | str) -> None:
         """Settle the call, once: what comes later does not count."""
@@ -106,14 +113,18 @@ class _Invocation:
     def fail(self, error: Exception) -> None:
         self.end("error", _explain(self.use, error))
 
+    @property
+    def settled(self) -> Outcome:
+        assert self.outcome is not None, "asked for the results of a batch that is not over"
+        return self.outcome
+
     def result(self) -> ToolResult:
-        assert self.outcome is not None
         content = self.output.content
         limit = None if self.tool is None else self.tool.max_result_chars
         if limit is not None:
             blocks = (Text(content),) if isinstance(content, str) else content
             content = tuple(Text(clip(b.text, limit)) if isinstance(b, Text) else b for b in blocks)
-        return ToolResult(self.use.id, content, is_error=self.outcome != "ok", outcome=self.outcome)
+        return ToolResult(self.use.id, content, is_error=self.settled != "ok", outcome=self.settled)
 
 
 class Batch:
@@ -151,11 +162,14 @@ class Batch:
             done = "" if invocation.started is None else " while it ran; its effects may be partial"
             invocation.end(outcome, f"{words}{done}" if done else f"{words} before it started")
 
-    async def announce(self) -> None:
-        """Emit the `ToolEnd` of the calls that were cut, where the run can still say so."""
-        for invocation in self._invocations:
-            if invocation.start_seq and invocation.end_seq is None:
-                await self._ended(invocation)
+    def cut_ends(self) -> list[ToolEnd]:
+        """Return the `ToolEnd` events of the calls that were cut before theirs was sent; `number_ends` takes the numbers."""
+        return [self._end_event(invocation) for invocation in self._unannounced()]
+
+    def number_ends(self, first: int) -> None:
+        """Note the numbers that the events of `cut_ends` got, the first of them."""
+        for seq, invocation in enumerate(self._unannounced(), first):
+            invocation.end_seq = seq
 
     def results(self) -> tuple[ToolResult, ...]:
         """One result per call, in call order. Only after `run`, `refuse` or `cut`."""
@@ -167,13 +181,13 @@ class Batch:
         return frozenset(invocation.use.name for invocation in self._invocations if invocation.outcome == "ok")
 
     def records(self) -> list[ToolCall]:
-        """The records of the calls that were announced by a `ToolStart`, in call order."""
+        """The records of all calls, in call order. When `results` may be asked for."""
         return [
             ToolCall(
                 id=i.use.id,
                 name=i.use.name,
                 input=i.use.input,
-                outcome=i.outcome or "cancelled",
+                outcome=i.settled,
                 duration=i.duration,
                 error=i.error,
                 data=i.output.data,
@@ -182,7 +196,6 @@ class Batch:
                 end_event_seq=i.end_seq,
             )
             for i in self._invocations
-            if i.start_seq
         ]
 
     def _prepare(self, use: ToolUse) -> _Invocation:
@@ -197,8 +210,9 @@ class Batch:
             )
         else:
             try:
-                invocation.arguments = tool.parse(use.input)
-            except ToolError as error:
+                # A copy: what a tool does to its arguments must not change the call in the history.
+                invocation.arguments = tool.parse(copy.deepcopy(use.input))
+            except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
                 invocation.fail(error)
         if invocation.outcome is not None:
             logger.warning("tool call %s %s refused: %s", use.name, use.id, _text(invocation.output))
@@ -208,24 +222,24 @@ class Batch:
         tool = invocation.tool
         if invocation.outcome is None and tool is not None:
             timeout = self._settings.timeout if tool.timeout is None else tool.timeout
-            invocation.started = trio.current_time()
             try:
-                with trio.CancelScope(deadline=invocation.started + timeout) as scope:
+                with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
                     await self._call(tool, invocation)
                 if scope.cancelled_caught:
                     logger.warning("tool %s timed out after %g s", tool.name, timeout)
-                    advice = "ask for less at once, or do it another way"
-                    invocation.end("timed_out", f"timed out after {timeout:g} seconds; {advice}")
-            except Exception as error:  # noqa: BLE001 - the one place where a tool's exception becomes a value
-                invocation.fail(error)
+                    invocation.end("timed_out", _too_slow(timeout, started=invocation.started is not None))
+            # The one place where a tool's exception becomes a value; a cancel that came with it in a group goes on.
+            except* Exception as group:  # noqa: BLE001
+                invocation.fail(group)
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._ended(invocation)
+        invocation.end_seq = await self._emit(self._end_event(invocation))
 
     async def _call(self, tool: Tool, invocation: _Invocation) -> None:
         ctx = self._context(invocation.use)
         if not tool.is_async and not tool.inline:
             await self._call_in_thread(tool, invocation, ctx)
             return
+        invocation.start()
         value = tool.execute(invocation.arguments, ctx)
         if inspect.isawaitable(value):
             value = await value
@@ -250,7 +264,8 @@ class Batch:
         await call_in_thread(
             lambda: tool.execute(invocation.arguments, ctx),
             ctx,
-            report,
+            started=invocation.start,
+            report=report,
             grace=grace,
             limiter=self._settings.limiter,
         )
@@ -270,19 +285,21 @@ class Batch:
             emit=emit,
         )
 
-    async def _ended(self, invocation: _Invocation) -> None:
-        assert invocation.outcome is not None
-        use = invocation.use
-        invocation.end_seq = await self._emit(
-            ToolEnd(
-                use.id,
-                use.name,
-                use.input,
-                invocation.outcome,
-                invocation.duration,
-                invocation.error,
-                invocation.start_seq,
-            )
+    def _unannounced(self) -> list[_Invocation]:
+        return [i for i in self._invocations if i.start_seq is not None and i.end_seq is None]
+
+    @staticmethod
+    def _end_event(invocation: _Invocation) -> ToolEnd:
+        use, start = invocation.use, invocation.start_seq
+        assert start is not None
+        return ToolEnd(
+            use.id,
+            use.name,
+            use.input,
+            invocation.settled,
+            invocation.duration,
+            invocation.error,
+            start_event_seq=start,
         )
 
 
@@ -303,12 +320,18 @@ def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
 
 def _explain(use: ToolUse, error: Exception) -> str:
     """Say on one line what a tool raised; what its author did not mean for the model goes to the log in full."""
-    if isinstance(error, ToolError):
-        return str(error) or type(error).__name__
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, ToolError):
+        return str(error) or type(error).__name__
     logger.error("tool %s raised", use.name, exc_info=error)
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _too_slow(timeout: float, *, started: bool) -> str:
+    if started:
+        return f"timed out after {timeout:g} seconds; ask for less at once, or do it another way"
+    return f"found no free thread within {timeout:g} seconds: earlier calls hold them all; try again later"
 
 
 def _text(output: ToolOutput) -> str:

@@ -19,7 +19,7 @@ from .._errors import ToolError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ._tool import ToolContext
+    from ._context import ToolContext
 
 BINARY_PROBE = 8192
 """How many bytes at a file's start are searched for the NUL that makes it binary."""

@@ -11,7 +11,7 @@ from ._tool import tool
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._tool import ToolContext
+    from ._context import ToolContext
 
 MAX_LINE_CHARS = 2_000
 MAX_RESULT_CHARS = 200_000

@@ -8,17 +8,16 @@ runs, given its deadline by a watcher that the cancel wakes up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 import trio
 
-from ._tool import _CallCancelled
+from ._context import _CallCancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ._tool import ToolContext
+    from ._context import ToolContext
 
 T = TypeVar("T")
 
@@ -44,13 +43,14 @@ class ThreadResult:
 async def call_in_thread(
     fn: Callable[[], object],
     ctx: ToolContext[Any],
-    report: Callable[[ThreadResult], None],
     *,
+    started: Callable[[], None],
+    report: Callable[[ThreadResult], None],
     grace: float,
     limiter: trio.CapacityLimiter,
 ) -> None:
     """
-    Run `fn` in a thread and tell `report` how it ended, also when this call is cancelled meanwhile.
+    Run `fn` in a thread. Tells `started` when it begins, and `report` how it ended, also when this is cancelled meanwhile.
 
     A cancel before there is a thread (while waiting for the limiter) leaves at once. `grace` is in seconds and may be
     `math.inf`. The cancel goes on when this returns; nothing is raised otherwise.
@@ -58,7 +58,7 @@ async def call_in_thread(
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
         nursery.start_soon(_pass_cancel_on, ctx, scope, grace)
-        gate = cast("trio.CapacityLimiter", _ShieldWhenStarted(limiter, scope))
+        gate = cast("trio.CapacityLimiter", _Gate(limiter, scope, started))
         with scope:
             report(
                 await trio.to_thread.run_sync(
@@ -87,20 +87,22 @@ async def _pass_cancel_on(ctx: ToolContext[Any], scope: trio.CancelScope, grace:
     try:
         await trio.sleep_forever()
     finally:
-        ctx._cancelled = True  # noqa: SLF001 - the other half of check_cancelled
+        ctx._cancel()  # noqa: SLF001 - the other half of check_cancelled
         scope.deadline = trio.current_time() + grace
 
 
 @attrs.frozen
-class _ShieldWhenStarted:
-    """A limiter that shields the scope it is waited for in, once it has let the thread through."""
+class _Gate:
+    """A limiter that, once it has let the thread through, shields the scope it is waited for in, and says so."""
 
     limiter: trio.CapacityLimiter
     scope: trio.CancelScope
+    started: Callable[[], None]
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
         await self.limiter.acquire_on_behalf_of(borrower)
         self.scope.shield = True
+        self.started()
 
     def release_on_behalf_of(self, borrower: object) -> None:
         self.limiter.release_on_behalf_of(borrower)

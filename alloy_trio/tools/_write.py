@@ -15,7 +15,7 @@ from ._tool import tool
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._tool import ToolContext
+    from ._context import ToolContext
 
 
 @tool(concurrent=False)
