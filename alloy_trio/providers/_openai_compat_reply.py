@@ -97,6 +97,9 @@ def _block(part: _Part) -> Block:
     return part.block() if isinstance(part, _Prose | _Call) else part
 
 
+_PLAIN = {"role", "content"}
+
+
 class _Reply:
     """An answer while it arrives."""
 
@@ -173,6 +176,8 @@ class _Reply:
         return StopReason.TOOL_USE if self._calls else known or StopReason.END_TURN, metadata
 
     def _message(self, message: JSONObject, *, whole: bool) -> WireEvents:
+        if isinstance(text := message.get("content"), str) and message.keys() <= _PLAIN:
+            return self._text(text)  # nearly all deltas, and all that follows would find nothing
         content = _content(message.get("content"))
         events = self._reasoning(message, content)
         for part in content:
