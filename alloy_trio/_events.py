@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 
 import attrs
 
-from ._messages import Block, Message, Outcome
+from ._messages import Block, Message, Outcome, ResultBlock
 from ._result import Status
 from ._usage import Usage
 from ._util import JSONObject
@@ -118,6 +118,7 @@ class ToolEnd:
         duration: Seconds since its start.
         error: What the model is told went wrong, or None.
         start_event_seq: Number of the `ToolStart` it belongs to.
+        content: What the model gets to see.
     """
 
     id: str
@@ -127,6 +128,7 @@ class ToolEnd:
     duration: float
     error: str | None
     start_event_seq: int
+    content: tuple[ResultBlock, ...] = ()
 
 
 @attrs.frozen

@@ -74,8 +74,20 @@ async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Resul
     Raises:
         ProviderError: The provider failed; with `.result`, as all errors of ours.
         RunTimeout: The run's own deadline passed.
+        InvalidOption: The session is in another run.
         Exception: What a provider of your own raises.
     """
+    session = config.session
+    if session._running:  # noqa: SLF001 - the session's half of this guard
+        raise InvalidOption("this session is in another run just now: wait for it, or give this run one of its own")
+    session._running = True  # noqa: SLF001 - as above
+    try:
+        return await _run(config, state, streaming=streaming)
+    finally:
+        session._running = False  # noqa: SLF001 - as above
+
+
+async def _run(config: Config, state: RunState, *, streaming: bool) -> Result:
     provider = config.provider
     origin = provider_name(provider), provider_model(provider), getattr(provider, "origin", None)
     status: Status | None = None
@@ -85,6 +97,7 @@ async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Resul
     try:
         with scope:
             await trio.lowlevel.checkpoint()
+            state.commit()
             await state.emitter.emit(RunStart(config.session.id, origin[0], origin[1]))
             status = await _turns(config, state, streaming=streaming)
     except Exception as caught:  # noqa: BLE001 - raised again below, with the result

@@ -316,3 +316,8 @@ class Message:
     def tool_uses(self) -> tuple[ToolUse, ...]:
         """The calls that we are to run; calls that the provider ran itself are not among them."""
         return tuple(block for block in self.content if isinstance(block, ToolUse))
+
+    @property
+    def tool_results(self) -> tuple[ToolResult, ...]:
+        """The answers to calls, in their order."""
+        return tuple(block for block in self.content if isinstance(block, ToolResult))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import attrs
+import msgspec
 
 from ._codec import dumps, loads
 from ._messages import Message
@@ -25,9 +26,9 @@ class Session:
     """
     The state of a conversation: give it to `run(session=…)` again and again, store it as JSON in between.
 
-    A run given a session starts from its messages and updates it in place at every turn, and once more as it ends,
-    however it ends: also when the caller is cancelled. At each of these moments the history is valid for every provider.
-    One run at a time: of two at once, the one that ends last has the last word.
+    A run given a session starts from its messages and updates it in place: as it begins, with the prompt, after every turn,
+    when its tools have ended too, and as it ends, however it ends: also when the caller is cancelled. At each of these moments the history is valid for every provider.
+    One run at a time: a second one is refused with `InvalidOption`.
 
     Attributes:
         id: A random text, or yours.
@@ -44,6 +45,8 @@ class Session:
     metadata: JSONObject = attrs.field(factory=dict)
     created_at: dt.datetime = attrs.field(factory=_now)
     updated_at: dt.datetime = attrs.field(default=attrs.Factory(lambda self: self.created_at, takes_self=True))
+
+    _running: bool = attrs.field(default=False, init=False, eq=False, repr=False)  # a run of ours has it
 
     def update(self, messages: Iterable[Message], usage: Usage, metadata: dict[str, Any] | None = None) -> None:
         """Replace messages and usage, add to the metadata, and set `updated_at` to now."""
@@ -64,4 +67,7 @@ class Session:
         Raises:
             ValueError: The text is not JSON, or not a session.
         """
-        return loads(data, cls)
+        session = loads(data, cls)
+        if "id" not in msgspec.json.decode(data):
+            raise ValueError("this is no Session: it has no id")
+        return session

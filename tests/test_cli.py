@@ -396,8 +396,8 @@ def test_help_tells_of_keys_and_of_the_conversation(capsys: pytest.CaptureFixtur
             "Incorrect API key",
             id="401",
         ),
-        pytest.param((200, "text/html", "<!doctype html><html>Welcome</html>"), "base_url", id="html"),
-        pytest.param((404, "text/html", "<html><h1>Not\nFound</h1></html>"), "404", id="404"),
+        pytest.param((200, "text/html", "<!doctype html><html>Welcome</html>"), "--base-url", id="html"),
+        pytest.param((404, "text/html", "<html><h1>Not\nFound</h1></html>"), "many end in /v1", id="404"),
         pytest.param(
             (400, "application/json", '{"error": {"message": "line one\\nline two \\u001b[31m"}}'),
             "line one line two",

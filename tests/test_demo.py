@@ -53,6 +53,9 @@ async def test_several_files_are_read_in_parallel(project: Path) -> None:
         ("List the files", "ls -1 ."),
         ("please list the files in docs", "ls -1 docs"),
         ("list docs", "ls -1 docs"),
+        ("list ./docs", "ls -1 ./docs"),
+        ("list .", "ls -1 ."),
+        ("ls docs", "ls -1 docs"),
         ("List the folder `docs`.", "ls -1 docs"),
         ("run 'echo a and b'", "echo a and b"),
     ],
@@ -75,6 +78,12 @@ async def test_several_things_at_once(project: Path) -> None:
         ("bash", "ls -1 docs"),
     ]
     assert "The version in pyproject.toml is 1.2.3." in result.text
+
+
+@pytest.mark.parametrize("path", ["./notes.md", ".gitignore", "/etc/hosts.allow", "src/Makefile", "`notes.md`."])
+async def test_paths_are_taken_as_they_stand(path: str, project: Path) -> None:
+    result = await run(f"Read {path}", provider="demo", tools=[read], working_directory=project)
+    assert_tool_called(result, "read", {"file_path": path.rstrip(".").strip("`")})
 
 
 async def test_a_long_request_of_nothing_is_no_work() -> None:

@@ -262,10 +262,26 @@ async def test_session_is_updated_in_place_at_every_turn() -> None:
 
     replies = [tool_call("look"), tool_call("look"), text("done")]
     result = await run_with_responses("go", replies, tools=[look], session=session)
-    assert seen == [2, 5]
+    assert seen == [3, 5]
     assert session.messages == result.messages
     assert session.usage == Usage(input_tokens=31, output_tokens=15)
     assert session.updated_at > session.created_at
+
+
+async def test_a_session_is_for_one_run_at_a_time(autojump_clock: object) -> None:
+    session = Session()
+
+    async def first() -> None:
+        await run("slow", provider=ScriptedProvider([[delay(5), text("x")]]), session=session)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await trio.sleep(1)
+        assert [m.text for m in session.messages] == ["slow"]
+        with pytest.raises(alloy_trio.InvalidOption, match="in another run"):
+            await run("hi", provider=ScriptedProvider([text("y")]), session=session)
+    assert [m.text for m in session.messages] == ["slow", "x"]
+    await run("again", provider=ScriptedProvider([text("z")]), session=session)
 
 
 def test_run_sync() -> None:

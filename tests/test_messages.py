@@ -75,6 +75,8 @@ def test_msg_04_tool_uses_are_the_clients() -> None:
     call = ToolUse("1", "t")
     assert Message.assistant(ServerToolUse("2", "s"), call).tool_uses == (call,)
     assert Message.assistant(ServerToolUse("2", "s")).tool_uses == ()
+    answer = ToolResult("1", "done")
+    assert Message.user(answer, "and now?").tool_results == (answer,)
 
 
 def test_msg_05_error_flag() -> None:
@@ -201,7 +203,7 @@ def test_events_go_to_json_and_back(block: Any) -> None:
 @given(OBJECT)
 def test_a_block_of_a_newer_version_survives_as_opaque(fields: dict[str, Any]) -> None:
     block = {**fields, "type": "hologram"}
-    data = json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, block]}]})
+    data = json.dumps({"id": "s", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, block]}]})
     session = Session.from_json(data)
     assert session.messages[0].content == (Text("a"), Opaque("", block))
     assert round_trip(session) == session
@@ -212,6 +214,7 @@ def test_a_block_of_a_newer_version_survives_as_opaque(fields: dict[str, Any]) -
     [
         ("{", "truncated"),
         ("[]", "expected a JSON object"),
+        ("{}", "no id"),
         ('{"messages": [{"role": "user"}]}', "$.messages[0].content"),
         ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "$.messages[0].content[0].text"),
         ('{"usage": {"input_tokens": "many"}}', "$.usage.input_tokens"),

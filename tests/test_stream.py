@@ -339,7 +339,7 @@ async def test_what_ends_programs_leaves_a_stream_as_itself(calls: int) -> None:
                 pass
     error: BaseException = caught.value
     while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
+        error = error.exceptions[0]
     assert isinstance(error, KeyboardInterrupt)
 
 
@@ -556,6 +556,7 @@ async def test_ev_04_tool_start_and_end() -> None:
     assert isinstance(end.event, ToolEnd)
     assert (end.event.id, end.event.name, end.event.input) == ("c1", "add", {"a": 1, "b": 2})
     assert (end.event.outcome, end.event.error) == ("ok", None)
+    assert end.event.content == (Text("3"),)
     assert end.event.duration >= 0
     assert end.event.start_event_seq == start.seq < end.seq
 

@@ -29,39 +29,17 @@ if TYPE_CHECKING:
 _VERBS = "read|open|show|list|run|execute|tell|say|look|what|which|count|compare|summari[sz]e"
 _CLAUSES = re.compile(rf"(?:,|;|\bthen\b|\band\b)\s+(?=(?:then\s+)?(?:{_VERBS})\b)", re.IGNORECASE)
 _RUN = re.compile(r"\b(?:run|execute)\s+(?:`([^`]+)`|\"([^\"]+)\"|'([^']+)'|(.+))", re.IGNORECASE | re.DOTALL)
-_LIST = re.compile(r"\b(?:list|show)\b(.*)", re.IGNORECASE | re.DOTALL)
-_FILE = re.compile(r"[\w./~-]*[A-Za-z_~/]\w*\.\w{1,8}|(?:[\w.~-]*/)*(?:Makefile|Dockerfile|LICENSE|README)")
+_ABOUT_FOLDERS = re.compile(r"\s*(?:please\s+)?(?:list|ls)\b", re.IGNORECASE)
+_LIST = re.compile(r"\b(?:list|show|ls)\b(.*)", re.IGNORECASE | re.DOTALL)
+_FILE = re.compile(
+    r"[\w./~-]*[A-Za-z_~/]\w*\.\w{1,8}|(?:[\w.~-]*/)*(?:Makefile|Dockerfile|LICENSE|README|\.\w+)|(?:~|\.{0,2})/[\w./~-]+"
+)
 _LONGEST_PATH = 200
-_AROUND = "`\"'.,;:!?()[]<>"  # what may stand around a path in a sentence
-_FILLER = frozenset(
-    [
-        "the",
-        "all",
-        "files",
-        "file",
-        "folder",
-        "folders",
-        "directory",
-        "directories",
-        "in",
-        "of",
-        "under",
-        "me",
-        "please",
-        "everything",
-        "contents",
-        "content",
-        "and",
-        "a",
-        "here",
-        "current",
-        "this",
-        "that",
-        "is",
-        "are",
-        "there",
-        "what",
-    ]
+_BEFORE, _BEHIND = "`\"'([<", "`\"'.,;:!?)]>"  # what may stand around a path in a sentence
+_FILLER = re.compile(
+    "the|all|files?|folders?|director(?:y|ies)|in|of|under|me|please|everything|contents?|and|a|here|current|this|that|is|are|"
+    "there|what",
+    re.IGNORECASE,
 )
 _WANTED = re.compile(r"\b(?:tell (?:me )?|what(?:'s| is)? |find |give me )(?:the |its |their )?([\w-]+)", re.IGNORECASE)
 _NUMBERED = re.compile(r"^ *\d+\t", re.MULTILINE)
@@ -174,16 +152,18 @@ def _plan(request: Request) -> tuple[Block, ...]:
 
 def _wanted_calls(question: str) -> Iterator[tuple[str, JSONObject]]:
     for clause in _CLAUSES.split(question):
-        words = [word.strip(_AROUND) for word in clause.split()]
+        words = [word.rstrip(_BEHIND).lstrip(_BEFORE) for word in clause.split()]
         files = [word for word in words if len(word) <= _LONGEST_PATH and _FILE.fullmatch(word)]
         if command := _RUN.search(clause):
             text = next(group for group in command.groups() if group)
             yield "bash", {"command": text.strip().rstrip(" .")}
-        elif files:
+        elif files and not _ABOUT_FOLDERS.match(clause):
             yield from (("read", {"file_path": path}) for path in dict.fromkeys(files))
         elif listing := _LIST.search(clause):
-            named = [word.strip(_AROUND) or "." for word in listing[1].split() if word.lower() not in _FILLER]
-            yield from (("bash", {"command": f"ls -1 {shlex.quote(folder)}"}) for folder in named or ["."])
+            named = [word.rstrip(_BEHIND).lstrip(_BEFORE) for word in listing[1].split() if not _FILLER.fullmatch(word)]
+            yield from (
+                ("bash", {"command": f"ls -1 {shlex.quote(folder)}"}) for folder in list(filter(None, named)) or ["."]
+            )
 
 
 def _describe(call: ToolUse) -> str:

@@ -45,7 +45,9 @@ CONNECT_TIMEOUT = 10.0  # seconds
 
 _PATIENCE = 5.0  # seconds for bytes that we can do without: the end of a complete answer, the text of an error
 _READ_AHEAD = 10_000  # pieces of a body: more than one read from a socket can bring
-_SECRET = 8  # characters; a shorter key is a placeholder, and may stand in any text
+_SECRET = 4  # characters; a shorter key is a placeholder, and may stand in any text
+_TELLING = 8  # characters of a key by which a part of it is known again
+_NOT_HERE = {404, 405}  # what a wrong path gives
 
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
@@ -169,13 +171,20 @@ class HTTPProvider(abc.ABC):
                 async with self._send(call) as reply, _Body(reply) as body:
                     reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
                     if not reply.is_success:
-                        raise from_status(reply.status_code, await _read_error(body), reply.headers)
+                        raise self._refused(reply, await _read_error(body))
                     return await self._read(body, emit)
         except ProviderError as error:
             error.args = (self._redacted(str(error)),)
             error.provider, error.model = error.provider or self.name, error.model or self.model
             error.request_id = error.request_id or reply_id
             raise
+
+    def _refused(self, reply: httpx.Response, body: bytes) -> ProviderError:
+        error = from_status(reply.status_code, body, reply.headers)
+        if reply.status_code in _NOT_HERE and not body.lstrip().startswith(b"{"):
+            advice = f"is {reply.request.url.path} the path of the API? Check base_url: many end in /v1"
+            error.args = (f"{error} ({advice})",)
+        return error
 
     def _redacted(self, message: str) -> str:
         """Take out our keys: some servers quote the key that they refuse, and an excerpt may have cut it short."""
@@ -184,7 +193,9 @@ class HTTPProvider(abc.ABC):
         ]
         for secret in (self.api_key, urlsplit(self.base_url).password, *given):
             if secret and len(secret) >= _SECRET:
-                message = re.sub(re.escape(secret[:_SECRET]) + r"[\w.~+/=-]*", "…", message.replace(secret, "…"))
+                message = message.replace(secret, "…")
+            if secret and len(secret) >= _TELLING:
+                message = re.sub(re.escape(secret[:_TELLING]) + r"[\w.~+/=-]*", "…", message)
         return message
 
     async def _read(self, body: _Body, emit: Emit | None) -> Response:

@@ -320,7 +320,13 @@ def shortfall(result: Result) -> str | None:
     return None
 
 
+# What the library calls by the names of its parameters, a command line calls by its options.
+_OPTIONS = {", or pass api_key=": "", "base_url=": "--base-url ", "base_url": "--base-url"}
+
+
 def explain(error: Exception) -> str:
     """Say in one line what went wrong."""
     text = str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"
+    for name, option in _OPTIONS.items():
+        text = text.replace(name, option)
     return one_line(text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 import trio
 
-from .._errors import ProviderError
+from .._errors import InvalidOption, ProviderError
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
 from .._messages import Block, Message, Text, Thinking, ToolUse
 from .._run import run
@@ -93,6 +93,8 @@ class ScriptedProvider:
         self.name = name
         self.model = model
         self.requests: list[Request] = []
+        if isinstance(replies, str):
+            raise InvalidOption(f"replies={replies!r} has to be a list of replies, even of one")
         self._replies = list(replies)
         self._usage = usage
 

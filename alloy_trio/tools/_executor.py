@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from .._events import Event
 
+_LONGEST_ERROR = 2000  # characters of an exception that the model is shown
+
 logger = logging.getLogger("alloy_trio.tools")
 
 
@@ -300,6 +302,7 @@ class Batch:
             invocation.duration,
             invocation.error,
             start_event_seq=start,
+            content=invocation.result().content,
         )
 
 
@@ -325,7 +328,7 @@ def _explain(use: ToolUse, error: Exception) -> str:
     if isinstance(error, ToolError):
         return str(error) or type(error).__name__
     logger.error("tool %s raised", use.name, exc_info=error)
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return clip(" ".join(f"{type(error).__name__}: {error}".split()), _LONGEST_ERROR)
 
 
 def _too_slow(timeout: float, *, started: bool) -> str:
