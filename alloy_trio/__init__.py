@@ -16,7 +16,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   2  languages       providers/_base _decoder _sse _json _classify _origin · tools/_tool _schema
 #                      _context _output _threads
 #   3  wires, edges    providers/_anthropic _openai _openai_compat (what is sent), _anthropic_reply _openai_reply
-#                      _openai_compat_reply (what comes back): pure; _vendors _http _demo ·
+#                      _openai_items _openai_compat_reply (what comes back): pure; _vendors _http _demo ·
 #                      tools/_read _write _edit _bash _paths _process _executor
 #   4  the turn        _config _state _loop · providers/_names
 #   5  the run         _run

@@ -679,3 +679,17 @@ def test_a_longer_conversation_begins_with_the_bytes_of_the_shorter(turns: list[
         assert body == by.encode(Request(messages=tuple(messages), tools=(add(),)), stream=True).body
         assert body.startswith(before)
         before = body.removesuffix(b"]}")
+
+
+def test_an_error_result_is_text_alone() -> None:
+    call = Message.assistant(ToolUse("c", "look"))
+    answer = Message.user(ToolResult("c", (Text("no"), Image("image/png", b"png")), is_error=True))
+    body = json.loads(provider().encode(Request(messages=(HI, call, answer)), stream=False).body)
+    texts = [part["text"] for part in body["messages"][-1]["content"][0]["content"]]
+    assert texts == ["no", "Unsupported image (image/png)"]
+
+
+def test_an_assistants_media_are_told_of() -> None:
+    message = Message.assistant("look", Image("image/png", b"png"), Opaque("anthropic", {"type": "container_upload"}))
+    body = json.loads(provider().encode(Request(messages=(HI, message, HI)), stream=False).body)
+    assert [part["text"] for part in body["messages"][1]["content"]] == ["look", "Unsupported image (image/png)"]

@@ -54,6 +54,7 @@ FLOORS = {
     "providers._http": 3,
     "providers._openai": 3,
     "providers._openai_compat": 3,
+    "providers._openai_items": 3,
     "providers._openai_compat_reply": 3,
     "providers._openai_reply": 3,
     "providers._vendors": 3,

@@ -35,6 +35,8 @@ from alloy_trio import (
 )
 from alloy_trio.events import TextDelta
 from alloy_trio.providers import Anthropic, OpenAI, OpenAICompat, Request, _http
+from alloy_trio.providers._decoder import Decoder
+from alloy_trio.providers._openai_compat_reply import ChatDecoder
 from alloy_trio.testing import assert_no_orphans
 
 if TYPE_CHECKING:
@@ -492,7 +494,8 @@ async def test_a_complete_answer_whose_body_does_not_end(
     handle: Callable[[bytes], Handler], last: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of the answer was there; how the server takes its leave does not matter."""
-    monkeypatch.setattr(_http, "_PATIENCE", 0.05)
+    for decoder in (Decoder, ChatDecoder):
+        monkeypatch.setattr(decoder, "patience", 0.05)
     async with serving(handle(chunks(delta("Hel"), delta("lo"), last, end=False))) as server:
         assert (await ask(provider(server.url), streaming=True)).message.text == "Hello"
 

@@ -1147,3 +1147,52 @@ async def test_ps_01_state_goes_with_the_conversation(chained: bool) -> None:
     ]
     assert bodies[1].get("previous_response_id") == ("resp_1" if chained else None)
     assert len(bodies[1]["input"]) == (1 if chained else 3)
+
+
+# streams of servers that number their items badly
+
+
+def wire_events(*events: dict[str, Any]) -> Any:
+    decoder = OpenAI(model="m", api_key="k").decoder()
+    for event in events:
+        decoder.feed(b"data: " + json.dumps(event).encode() + b"\n\n")
+    return decoder.finish()
+
+
+def a_call(number: int, arguments: str = "") -> dict[str, Any]:
+    return {
+        "type": "function_call",
+        "id": f"fc_{number}",
+        "call_id": f"c{number}",
+        "name": "add",
+        "arguments": arguments,
+    }
+
+
+def test_an_item_that_is_done_at_another_index_is_the_same_item() -> None:
+    done = {"type": "response.output_item.done", "output_index": 1, "item": a_call(1, '{"a": 1}')}
+    whole = {"type": "response.completed", "response": {"status": "completed", "output": [a_call(1, '{"a": 1}')]}}
+    added = {"type": "response.output_item.added", "output_index": 0, "item": a_call(1)}
+    assert [(c.id, c.input) for c in wire_events(added, done, whole).message.tool_uses] == [("c1", {"a": 1})]
+
+
+def test_items_without_indices_are_told_apart_by_their_ids() -> None:
+    kinds = ("response.output_item.added", "response.function_call_arguments.delta", "response.output_item.done")
+    events: list[dict[str, Any]] = [{"type": kinds[0], "item": a_call(n)} for n in (1, 2)]
+    events += [{"type": kinds[1], "item_id": f"fc_{n}", "delta": f'{{"a": {n}}}'} for n in (2, 1)]
+    events += [{"type": kinds[2], "item": a_call(n)} for n in (1, 2)]
+    events += [{"type": "response.completed", "response": {"status": "completed", "output": []}}]
+    assert [(c.id, c.input) for c in wire_events(*events).message.tool_uses] == [("c1", {"a": 1}), ("c2", {"a": 2})]
+
+
+def test_items_that_begin_behind_the_first_place_are_not_doubled() -> None:
+    events: list[dict[str, Any]] = [
+        {"type": "response.output_item.added", "output_index": 2, "item": a_call(1)},
+        {"type": "response.completed", "response": {"status": "completed", "output": [a_call(1, "{}")]}},
+    ]
+    assert [c.id for c in wire_events(*events).message.tool_uses] == ["c1"]
+
+
+def test_no_tool_choice_without_tools() -> None:
+    request = Request(messages=(Message.user("hi"),), tool_choice="any")
+    assert "tool_choice" not in json.loads(OpenAI(model="m", api_key="k").encode(request, stream=False).body)

@@ -1145,3 +1145,19 @@ def test_surprises_never_crash(surprise: Any, place: str) -> None:
             sent_messages(decoded(body).message)
         with contextlib.suppress(ProviderError):
             sent_messages(stream(sse([body, body]))[1].message)
+
+
+def test_an_error_of_an_old_llama_cpp_is_an_error() -> None:
+    data = b'error: {"code":400,"message":"the request exceeds the available context size"}\n\ndata: [DONE]\n\n'
+    with pytest.raises(ContextTooLong):
+        stream(data)
+
+
+def test_empty_data_keeps_the_connection_alive() -> None:
+    assert stream(b"event: ping\ndata: \n\n" + sse([chunk({"content": "a"}, "stop")]))[1].message.text == "a"
+
+
+def test_one_call_without_a_list_around_it_is_a_call() -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": "null"}}
+    (found,) = stream(sse([chunk({"tool_calls": call}, "tool_calls")]))[1].message.tool_uses
+    assert (found.id, found.name, found.input, found.invalid_input) == ("c1", "add", {}, None)

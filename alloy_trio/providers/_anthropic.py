@@ -250,6 +250,11 @@ def _content(message: Message, provider: str, *, ours: bool, broken: set[str]) -
         match block:
             case ServerToolUse(id=call) | ServerToolResult(tool_use_id=call) if call in broken:
                 continue
+            case Opaque(payload={"type": "container_upload"}) if message.role == "assistant":
+                continue  # given by code execution, and refused back
+            case Image() | Document() | Audio() | Video() if message.role == "assistant":
+                yield {"type": "text", "text": unsupported(block)}
+                continue
         if (encoded := _block(block, provider, ours=ours)) is not None:
             yield encoded
 
@@ -297,7 +302,12 @@ def _call(kind: str, call: ToolUse | ServerToolUse, arguments: JSONObject) -> JS
 
 
 def _result(result: ToolResult, provider: str) -> JSONObject:
-    content = [part for block in result.content if (part := _block(block, provider)) is not None]
+    content: list[JSONObject] = []
+    for block in result.content:
+        if result.is_error and isinstance(block, Image | Document | Audio | Video):  # an error is text alone
+            content.append({"type": "text", "text": unsupported(block)})
+        elif (part := _block(block, provider)) is not None and (part["type"] == "text" or not result.is_error):
+            content.append(part)
     if result.is_error and not content:  # an error has to say something
         content = [{"type": "text", "text": "The tool failed without a message."}]
     encoded: JSONObject = {"type": "tool_result", "tool_use_id": result.tool_use_id}

@@ -273,8 +273,11 @@ class AnthropicDecoder(Decoder):
         index = _index(event)
         if index is None:
             index = next(reversed(self._open), -1) + 1
+        block = as_dict(event.get("content_block"))
+        if block.get("type") == "fallback":  # what follows is another model's, whom a whole answer names as its own
+            _merge(self._message, {"model": as_dict(block.get("to")).get("model")})
         events = self._stop(self._find(index))  # the server has not closed its last block of this index
-        return [*events, *self._grow(index, as_dict(event.get("content_block")))]
+        return [*events, *self._grow(index, block)]
 
     def _delta(self, event: JSONObject) -> WireEvents:
         delta, block = as_dict(event.get("delta")), self._find(_index(event))

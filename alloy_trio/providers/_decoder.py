@@ -31,6 +31,11 @@ class Decoder(abc.ABC):
     `feed` takes the bytes as they come, cut anywhere; `close` says that there are no more; `finish` gives the whole answer.
     """
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for more of a stream whose answer is complete: some servers never close it."""
+        return 5.0
+
     def __init__(self) -> None:
         self._parser = SSEParser()
         self._failure: ProviderError | None = None
@@ -70,6 +75,8 @@ class Decoder(abc.ABC):
         events: WireEvents = []
         try:
             for event in received:
+                if not event.data.strip():  # an empty `data:` only keeps the connection alive
+                    continue
                 if b"\\ud" in event.data or b"\\uD" in event.data:
                     self._join_halves(event)
                 events += self._event(event)

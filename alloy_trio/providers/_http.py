@@ -43,7 +43,7 @@ MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 CONNECT_TIMEOUT = 10.0  # seconds
 
-_PATIENCE = 5.0  # seconds for bytes that we can do without: the end of a complete answer, the text of an error
+_PATIENCE = 5.0  # seconds for bytes that we can do without, the text of an error
 _READ_AHEAD = 10_000  # pieces of a body: more than one read from a socket can bring
 _SECRET = 4  # characters; a shorter key is a placeholder, and may stand in any text
 _TELLING = 8  # characters of a key by which a part of it is known again
@@ -218,7 +218,7 @@ class HTTPProvider(abc.ABC):
                 await emit(*events)
                 decoder.feed(b"")  # raises what failed behind them, in the same read
             # Behind their last event some servers break the connection off, some leave it open.
-            chunk = await (body.read_if_there() if decoder.is_complete() else body.read())
+            chunk = await (body.read_if_there(decoder.patience) if decoder.is_complete() else body.read())
         if events := decoder.close():
             await emit(*events)
         return decoder.finish()
@@ -278,7 +278,8 @@ class HTTPProvider(abc.ABC):
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise InvalidOption(f"base_url={self.base_url!r} cannot be used: {error}") from error
         except httpx.LocalProtocolError as error:
-            raise InvalidOption(f"the request cannot be sent, look at the headers of http_client: {error}") from error
+            advice = "the request cannot be sent: look at the headers of http_client"
+            raise InvalidOption(self._redacted(f"{advice}: {error}")) from error
         except httpx.RequestError as error:
             raise ConnectionFailed(
                 f"the connection to {self.base_url} broke: {str(error) or type(error).__name__}",
@@ -340,9 +341,9 @@ class _Body:
         """Return the next bytes, b"" at the end."""
         return await anext(self._chunks, b"")
 
-    async def read_if_there(self) -> bytes:
+    async def read_if_there(self, patience: float) -> bytes:
         """Return the next bytes, b"" also where the connection breaks, or stays silent for a while."""
-        with trio.move_on_after(_PATIENCE), contextlib.suppress(self._broken):
+        with trio.move_on_after(patience), contextlib.suppress(self._broken):
             return await self.read()
         return b""
 
@@ -377,7 +378,7 @@ async def _read_error(body: _Body) -> bytes:
     """Read what can be read of an error page: where it breaks off, or hangs, the status says enough."""
     read = bytearray()
     with trio.move_on_after(_PATIENCE):
-        while len(read) <= MAX_ERROR_BODY and (chunk := await body.read_if_there()):
+        while len(read) <= MAX_ERROR_BODY and (chunk := await body.read_if_there(_PATIENCE)):
             read += chunk
     return bytes(read)
 

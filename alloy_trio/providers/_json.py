@@ -103,8 +103,8 @@ def parse_arguments(raw: Any) -> tuple[JSONObject, str | None]:
             value = _loads(_without_surrogates(value).encode())
         except (msgspec.DecodeError, RecursionError):
             break
-        if isinstance(value, dict):
-            return value, None
+        if value is None or isinstance(value, dict):
+            return value or {}, None
         if not isinstance(value, str):
             break
     return {}, raw

@@ -116,7 +116,7 @@ class OpenAI(HTTPProvider):
             "instructions": prompt if self._chained else None,
             "input": items,
             "tools": tools or None,
-            "tool_choice": _tool_choice(request.tool_choice, request.tools, tools),
+            "tool_choice": _tool_choice(request.tool_choice, request.tools, tools) if tools else None,
             "parallel_tool_calls": self.parallel_tool_calls,
             "max_output_tokens": request.max_output_tokens,
             "include": self._include() or None,
@@ -357,7 +357,7 @@ def _item(block: Block, provider: str, *, verbatim: bool) -> JSONObject | None:
         case ToolUse():
             return _call(block, verbatim=verbatim)
         case ServerToolUse(provider_data={"type": str()} as raw):
-            return raw
+            return raw if verbatim else None  # without its reasoning, its id is refused
         case Opaque(provider=owner, payload=payload) if owner == provider:
             return payload
         case Image() | Document() | Audio() | Video():

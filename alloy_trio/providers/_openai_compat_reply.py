@@ -192,7 +192,8 @@ class _Reply:
             self._beside["extra_content"] = extra
         for tool in as_dicts(message.get("executed_tools")):  # Groq: each comes again as more of it is known
             self._server_tools.setdefault(as_int(tool.get("index")), {}).update(tool)
-        for call in as_dicts(message.get("tool_calls")):
+        calls = message.get("tool_calls")
+        for call in as_dicts([calls] if isinstance(calls, dict) else calls):  # TGI: one, without a list around it
             events += self._call(call, whole=whole)
         if legacy := as_dict(message.get("function_call")):
             events += self._call({"index": 0, "function": legacy}, whole=whole)
@@ -327,6 +328,11 @@ class ChatDecoder(Decoder):
         super().__init__()
         self._reply = _Reply(provider)
         self._done = False
+
+    @property
+    def patience(self) -> float:
+        """Longer without `[DONE]`: some gateways put a finish reason into every chunk."""
+        return super().patience if self._done else 60.0
 
     def is_complete(self) -> bool:
         return self._done or bool(self._reply.word)

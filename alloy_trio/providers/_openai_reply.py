@@ -21,21 +21,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from .._errors import WireError
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
 from .._messages import Block, Opaque, ServerToolUse, Text, Thinking, ToolUse
 from .._usage import Usage
-from .._util import JSONObject
 from ._base import Response, StopReason
 from ._classify import from_error
 from ._decoder import Decoder
 from ._json import as_dict, as_dicts, as_int, as_str, parse_arguments
 from ._json import decode as decode_json
 from ._json import encode as encode_json
+from ._openai_items import GrowingItem, ids_of, match_item, same_kind
 
 if TYPE_CHECKING:
+    from .._util import JSONObject
     from ._base import WireEvents
     from ._http import HTTPProvider
     from ._sse import SSEEvent
@@ -253,64 +252,6 @@ def _rest(item: JSONObject, *known: str) -> JSONObject:
     return {key: value for key, value in item.items() if key not in known and value is not None}
 
 
-@attrs.define
-class _GrowingItem:
-    """An item while its deltas arrive: pieces in lists, joined once."""
-
-    raw: JSONObject = attrs.field(factory=dict)
-    pieces: dict[tuple[str, int], list[str]] = attrs.field(factory=dict)  # by kind and part
-    closed: bool = False
-
-    def begin(self, raw: JSONObject) -> None:
-        """Take the item as it begins, with its name and ids."""
-        if not self.closed:
-            self.raw = raw
-
-    def close(self, raw: JSONObject) -> None:
-        """Take the whole item; what comes for it after that has been said."""
-        if not self.closed:
-            self.raw = raw or self.raw
-            self.closed = True
-
-    def grown(self, kind: str) -> list[str]:
-        """Return what has come of one kind, by parts."""
-        return ["".join(self.pieces[key]) for key in sorted(self.pieces) if key[0] == kind]
-
-    def whole(self) -> JSONObject:
-        """Return the item, with what has come in pieces where the server does not repeat it in the item."""
-        item = self.raw or {"type": "message"}
-        grown: JSONObject = {}
-        match item.get("type"):
-            case "message":
-                grown["content"] = self._parts("output_text", "text") + self._parts("refusal", "refusal")
-            case "reasoning":
-                grown["summary"] = self._parts("summary_text", "summary")
-            case "function_call":
-                grown["arguments"] = "".join(self.grown("arguments"))
-            case "custom_tool_call":
-                grown["input"] = "".join(self.grown("input"))
-        return item | {field: value for field, value in grown.items() if value and not item.get(field)}
-
-    def _parts(self, part: str, kind: str) -> list[JSONObject]:
-        field = "refusal" if part == "refusal" else "text"
-        return [{"type": part, field: text} for text in self.grown(kind)]
-
-    def unsaid(self, blocks: list[Block]) -> WireEvents:
-        """Return as deltas what text of the blocks has not come in pieces."""
-        texts = "".join(block.text for block in blocks if isinstance(block, Text))
-        thoughts = "".join(block.text for block in blocks if isinstance(block, Thinking))
-        events: WireEvents = []
-        if rest := _behind(texts, "".join(self.grown("text"))):
-            events.append(TextDelta(rest))
-        if rest := _behind(thoughts, "".join(self.grown("summary"))):
-            events.append(ThinkingDelta(rest))
-        return events
-
-
-def _behind(whole: str, said: str) -> str:
-    return whole[len(said) :] if whole.startswith(said) else ""
-
-
 class OpenAIDecoder(Decoder):
     """Decodes one streamed answer. `root` as in `decode`."""
 
@@ -318,9 +259,8 @@ class OpenAIDecoder(Decoder):
         super().__init__()
         self._provider = provider
         self._root = root
-        self._items: dict[int, _GrowingItem] = {}  # by their place in the output
-        self._newest = 0
-        self._released = 0  # how many of them have become content, in the order of their places
+        self._items: list[GrowingItem] = []  # in the order of the answer
+        self._released = 0  # how many of them have become content
         self._content: list[Block] = []
         self._whole: JSONObject | None = None  # the whole response, with which the stream ends
 
@@ -354,13 +294,33 @@ class OpenAIDecoder(Decoder):
                 raise from_error(error)
         return []
 
-    def _item(self, event: JSONObject) -> _GrowingItem:
-        """Return the item that an event is about: where a server does not number them, a new one or the newest."""
-        if (place := event.get("output_index")) is None:
-            begins = event.get("type") == "response.output_item.added"
-            place = len(self._items) if begins else self._newest
-        self._newest = as_int(place)
-        return self._items.setdefault(self._newest, _GrowingItem())
+    def _item(self, event: JSONObject) -> GrowingItem:
+        """
+        Return the item that an event is about.
+
+        An item begins with `added`; later events are about the open one of that id, else of that place, else the newest.
+        """
+        place = None if event.get("output_index") is None else as_int(event["output_index"])
+        raw = as_dict(event.get("item"))
+        open_items = [item for item in self._items[self._released :] if not item.closed]
+        there = next((item for item in reversed(open_items) if item.place == place), None)
+        if event.get("type") == "response.output_item.added":
+            return there if there is not None and not there.raw else self._begin(place)
+        ids = {as_str(event.get("item_id")), *ids_of(raw)} - {""}
+        known = next((item for item in open_items if ids & ids_of(item.raw)), None)
+        if known is None and there is not None and same_kind(there.raw, raw):
+            known = there
+        if known is None and place is None and open_items:
+            known = open_items[-1]
+        return known or self._begin(place)
+
+    def _begin(self, place: int | None) -> GrowingItem:
+        if place is None:
+            place = max((item.place for item in self._items), default=-1) + 1
+        item = GrowingItem(place)
+        self._items.append(item)
+        self._items[self._released :] = sorted(self._items[self._released :], key=lambda item: item.place)
+        return item
 
     def _delta(self, event: JSONObject, kind: str, part: str) -> WireEvents:
         item = self._item(event)
@@ -379,12 +339,12 @@ class OpenAIDecoder(Decoder):
     def _release(self) -> WireEvents:
         """Hand over what is complete. An item waits for those before it: blocks keep the order of the answer."""
         events: WireEvents = []
-        while (item := self._items.get(self._released)) is not None and item.closed:
+        while self._released < len(self._items) and (item := self._items[self._released]).closed:
             events += self._hand_over(item)
             self._released += 1
         return events
 
-    def _hand_over(self, item: _GrowingItem) -> WireEvents:
+    def _hand_over(self, item: GrowingItem) -> WireEvents:
         blocks = _blocks(item.whole(), self._provider.name)
         self._content += blocks
         return [*item.unsaid(blocks), *(BlockEnd(block) for block in blocks)]
@@ -394,7 +354,13 @@ class OpenAIDecoder(Decoder):
         _raise_failure(response)
         self._whole = response
         output = as_dicts(response.get("output"))
-        for place, item in enumerate(output):
-            self._items.setdefault(place, _GrowingItem()).close(item)
-        left = [self._items[place] for place in sorted(self._items) if place >= self._released]
-        return [event for item in left if item.closed or item.pieces or not output for event in self._hand_over(item)]
+        strangers = list(self._items)
+        for place, raw in enumerate(output):
+            item = match_item(strangers, raw, place)
+            if item is None:
+                item = self._begin(place)
+            else:
+                strangers.remove(item)
+            item.close(raw)
+        left = self._items[self._released :]
+        return [event for item in left if item.closed or not output for event in self._hand_over(item)]

@@ -10,10 +10,10 @@ Line ends are LF, CRLF or CR. A read with a CR in it is brought to LF first. A C
 once, without waiting for an LF that may never come; if the next read begins with that LF, it is dropped.
 
 Everything else follows the standard to the letter, because servers use all of it: keep-alive comments, `event:` lines
-without data, a byte order mark, `data:` with and without the space. Three places are ours. `data` stays bytes, which the
+without data, a byte order mark, `data:` with and without the space. Four places are ours. `data` stays bytes, which the
 JSON decoder wants. An event has a bound. And the standard drops what no blank line has ended, which `feed` does too; but
 servers exist that close the connection right behind their last event, and losing that one would turn a finished answer
-into an error, so `close` gives it out.
+into an error, so `close` gives it out. And a field called `error` is one.
 """
 
 from __future__ import annotations
@@ -139,6 +139,9 @@ class SSEParser:
             self._data.append(value)
         elif name == b"event":
             self._event = value.decode("utf-8", "replace") or None
+        elif name == b"error":  # llama.cpp, before the autumn of 2025: its errors in a field of their own
+            self._event = "error"
+            self._data.append(value)
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
 

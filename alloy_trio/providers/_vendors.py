@@ -107,7 +107,7 @@ VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
             "https://api.openai.com/v1",
             "OPENAI_API_KEY",
             Quirks(cap_field="max_completion_tokens", tool_id_pattern=r".{1,40}", file_parts=True),
-            hosts=("openai.azure.com",),
+            hosts=("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com"),
         ),
         "openrouter": Vendor("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", Quirks(file_parts=True)),
         "groq": Vendor("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
@@ -275,7 +275,7 @@ def read_usage(usage: JSONObject, server_tools: int = 0) -> Usage:
     )
     return Usage(
         input_tokens=max(prompt - read - written, 0),
-        output_tokens=max(as_int(usage.get("completion_tokens")), total - prompt),
+        output_tokens=max(as_int(usage.get("completion_tokens")), total - prompt if prompt else 0),
         cache_creation_input_tokens=written,
         cache_read_input_tokens=read,
         reasoning_tokens=_first(details.get("reasoning_tokens"), usage.get("reasoning_tokens")),
