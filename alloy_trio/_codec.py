@@ -56,12 +56,14 @@ def dumps(value: Any) -> bytes:
     return _converter().dumps(value)
 
 
-def loads(data: bytes | str, kind: type[T]) -> T:
-    """Read what `dumps` wrote of a `kind`. Raises as `load` does."""
+def loads(data: bytes | str, kind: type[T], *, key: str) -> T:
+    """Read what `dumps` wrote of a `kind`, known by a `key` that is never left out. Raises as `load` does."""
     try:
         parsed = msgspec.json.decode(data)
     except msgspec.DecodeError as error:
         raise ValueError(f"this is no {kind.__name__}: {error}") from error
+    if isinstance(parsed, dict) and key not in parsed:
+        raise ValueError(f"this is no {kind.__name__}: it has no {key}")
     return load(parsed, kind)
 
 

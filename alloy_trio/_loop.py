@@ -79,7 +79,9 @@ async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Resul
     """
     session = config.session
     if session._running:  # noqa: SLF001 - the session's half of this guard
-        raise InvalidOption("this session is in another run just now: wait for it, or give this run one of its own")
+        busy = InvalidOption("this session is in another run just now: wait for it, or give this run one of its own")
+        state.outcome = state.result("error", busy)
+        raise busy
     session._running = True  # noqa: SLF001 - as above
     try:
         return await _run(config, state, streaming=streaming)

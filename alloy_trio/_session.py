@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import attrs
-import msgspec
 
 from ._codec import dumps, loads
 from ._messages import Message
@@ -67,7 +66,4 @@ class Session:
         Raises:
             ValueError: The text is not JSON, or not a session.
         """
-        session = loads(data, cls)
-        if "id" not in msgspec.json.decode(data):
-            raise ValueError("this is no Session: it has no id")
-        return session
+        return loads(data, cls, key="id")

@@ -280,6 +280,10 @@ async def test_a_session_is_for_one_run_at_a_time(autojump_clock: object) -> Non
         assert [m.text for m in session.messages] == ["slow"]
         with pytest.raises(alloy_trio.InvalidOption, match="in another run"):
             await run("hi", provider=ScriptedProvider([text("y")]), session=session)
+        with pytest.raises(alloy_trio.InvalidOption, match="in another run"):
+            async with alloy_trio.stream("hi", provider=ScriptedProvider([text("y")]), session=session) as events:
+                async for _ in events:
+                    pass
     assert [m.text for m in session.messages] == ["slow", "x"]
     await run("again", provider=ScriptedProvider([text("z")]), session=session)
 

@@ -215,9 +215,9 @@ def test_a_block_of_a_newer_version_survives_as_opaque(fields: dict[str, Any]) -
         ("{", "truncated"),
         ("[]", "expected a JSON object"),
         ("{}", "no id"),
-        ('{"messages": [{"role": "user"}]}', "$.messages[0].content"),
-        ('{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "$.messages[0].content[0].text"),
-        ('{"usage": {"input_tokens": "many"}}', "$.usage.input_tokens"),
+        ('{"id": "s", "messages": [{"role": "user"}]}', "$.messages[0].content"),
+        ('{"id": "s", "messages": [{"role": "user", "content": [{"type": "text"}]}]}', "$.messages[0].content[0].text"),
+        ('{"id": "s", "usage": {"input_tokens": "many"}}', "$.usage.input_tokens"),
     ],
 )
 def test_what_is_no_session_says_where(data: str, says: str) -> None:
