@@ -71,6 +71,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what the parts of a run cost; compare two versions on the same, quiet machine."""
+    _install(session, "test")
+    session.run("python", "tests/bench.py")
+
+
+@nox.session
 def foreign(session: nox.Session) -> None:
     """Run the wires against a server that somebody else wrote: installs the npm package aimock; needs Node.js 20."""
     _install(session, "test")

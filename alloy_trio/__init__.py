@@ -7,31 +7,37 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools` and `.testing`, each name from exactly one of them.
+# `.providers`, `.tools`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
-#   0  nouns           _errors _messages _usage _result _util _background
-#   1  facts and kit   _codec _events _session
-#   2  languages       providers/_base _decoder _sse _json _classify _origin · tools/_tool _schema
-#                      _context _output _threads
-#   3  wires, edges    providers/_anthropic _openai _openai_compat (what is sent), _anthropic_reply _openai_reply
-#                      _openai_items _openai_compat_reply (what comes back): pure; _vendors _http _demo ·
+#   0  nouns           _errors _messages _usage _price _result _util _background
+#   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history · _budget (the ledger) ·
+#                      _catalog (and its data; _catalog_make writes that) _overrides
+#   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks ·
+#                      tools/_tool _schema _context _output _threads
+#   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat (what is sent), _anthropic_reply
+#                      _openai_reply _openai_items _openai_compat_reply (what comes back): pure; _vendors _http _demo ·
+#                      providers around providers: _meter _metered _retry ·
 #                      tools/_read _write _edit _bash _paths _process _executor
-#   4  the turn        _config _state _loop · providers/_names
+#   4  the turn        _options _checks _config · _emitter _state _story _turns _loop · _middleware _compaction
+#                      _shorten _summary _output · providers/_names
 #   5  the run         _run
-#   6  doors           repl/ testing/ __main__
+#   6  doors           repl/ testing/ _otel _otel_names __main__
 #
-# To understand it all, read: _messages, _events, providers/_base, _state, _loop, _run, tools/_executor.
+# To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
+# money _budget and providers/_metered.
 
 from __future__ import annotations
 
-from ._config import RunOptions as RunOptions
+from ._budget import Budget as Budget
+from ._compaction import Compaction as Compaction
 from ._errors import AlloyError as AlloyError
 from ._errors import AuthenticationError as AuthenticationError
 from ._errors import BadRequest as BadRequest
 from ._errors import ConnectionFailed as ConnectionFailed
 from ._errors import ContextTooLong as ContextTooLong
+from ._errors import Halted as Halted
 from ._errors import InvalidOption as InvalidOption
 from ._errors import ModelRetry as ModelRetry
 from ._errors import Overloaded as Overloaded
@@ -41,7 +47,10 @@ from ._errors import RateLimited as RateLimited
 from ._errors import RequestCancelled as RequestCancelled
 from ._errors import RunTimeout as RunTimeout
 from ._errors import ToolError as ToolError
+from ._errors import UnknownPrice as UnknownPrice
 from ._errors import WireError as WireError
+from ._gate import BlockCall as BlockCall
+from ._gate import EditCall as EditCall
 from ._messages import Audio as Audio
 from ._messages import Document as Document
 from ._messages import Image as Image
@@ -54,6 +63,10 @@ from ._messages import Thinking as Thinking
 from ._messages import ToolResult as ToolResult
 from ._messages import ToolUse as ToolUse
 from ._messages import Video as Video
+from ._middleware import Middleware as Middleware
+from ._middleware import RunState as RunState
+from ._options import RunOptions as RunOptions
+from ._price import Price as Price
 from ._result import Result as Result
 from ._result import ToolCall as ToolCall
 from ._run import EventStream as EventStream
@@ -71,22 +84,30 @@ __all__ = [
     "Audio",
     "AuthenticationError",
     "BadRequest",
+    "BlockCall",
+    "Budget",
+    "Compaction",
     "ConnectionFailed",
     "ContextTooLong",
     "Document",
+    "EditCall",
     "EventStream",
+    "Halted",
     "Image",
     "InvalidOption",
     "Message",
+    "Middleware",
     "ModelRetry",
     "Opaque",
     "Overloaded",
+    "Price",
     "ProviderError",
     "ProviderTimeout",
     "RateLimited",
     "RequestCancelled",
     "Result",
     "RunOptions",
+    "RunState",
     "RunTimeout",
     "ServerToolResult",
     "ServerToolUse",
@@ -98,6 +119,7 @@ __all__ = [
     "ToolError",
     "ToolResult",
     "ToolUse",
+    "UnknownPrice",
     "Usage",
     "Video",
     "WireError",

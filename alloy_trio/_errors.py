@@ -13,8 +13,10 @@ Everything that goes wrong, split by who is at fault.
     │   └── WireError            bytes we could not understand
     ├── ToolError                raised by tool authors: an error result for the model, never the end of a run
     │   └── ModelRetry           the same, when the model should call again with other input
+    ├── Halted                   raised by a middleware: ends the run with status halted, and never leaves it
     ├── RunTimeout               the run's own deadline passed (also a trio.TooSlowError)
     ├── RequestCancelled         told to others than the one who was cancelled, to whom it is trio.Cancelled
+    ├── UnknownPrice             a budget is to be kept, and what a model costs is not known; nothing was sent
     └── InvalidOption            a call that cannot be right (also a TypeError); nothing was sent
 
 `trio.Cancelled` is none of ours: it is never caught, wrapped or mapped.
@@ -95,7 +97,14 @@ class ContextTooLong(BadRequest):
 
 
 class ConnectionFailed(ProviderError):
-    """No connection could be made, or it broke before the answer was complete."""
+    """
+    No connection could be made, or it broke before the answer was complete.
+
+    Attributes:
+        nothing_sent: Whether there never was a connection, so that the provider cannot have begun to answer.
+    """
+
+    nothing_sent: bool = False
 
 
 class ProviderTimeout(ProviderError):
@@ -119,12 +128,24 @@ class ModelRetry(ToolError):
     """Raised by a tool when the model should call it again with other input; the text says what was wrong."""
 
 
+class Halted(AlloyError):
+    """
+    Raised by a middleware's hook to end the run: its status is `halted`, its `error` this, and nothing is raised.
+
+    The text is the reason. What the hook, and those before it, changed of the state is kept.
+    """
+
+
 class RunTimeout(AlloyError, trio.TooSlowError):
     """The run's own deadline (`timeout=`) passed. `.result` has what was done until then."""
 
 
 class RequestCancelled(AlloyError):
     """The request was cancelled by somebody else than the one who waits for it."""
+
+
+class UnknownPrice(AlloyError):
+    """A budget is around a run, and the price of a model, or the fee of a tool it runs, is not known. Nothing was sent."""
 
 
 class InvalidOption(AlloyError, TypeError):

@@ -97,7 +97,7 @@ class ToolStart:
     Attributes:
         id: The call's id.
         name: The tool's name.
-        input: The input, as the model gave it.
+        input: The input, as it runs: the model's, unless a middleware has edited it.
     """
 
     id: str
@@ -129,6 +129,59 @@ class ToolEnd:
     error: str | None
     start_event_seq: int
     content: tuple[ResultBlock, ...] = ()
+
+
+@attrs.frozen
+class Retry:
+    """
+    A request to the provider failed before anything of an answer had come, and is made again: to it, or to the next one.
+
+    Attributes:
+        provider: Who is asked next.
+        model: Its model, if it says.
+        attempt: Which attempt at that provider it will be, from 1.
+        delay: Seconds until then.
+        error: What went wrong, readable.
+    """
+
+    provider: str
+    model: str | None
+    attempt: int
+    delay: float
+    error: str
+
+
+@attrs.frozen
+class Compacted:
+    """
+    The conversation was made shorter, so that it fits the model's window.
+
+    Attributes:
+        kind: `cleared`: old tool results were replaced by a placeholder. `summarized`: an older part was replaced by a
+            summary. `truncated`: it was cut, without one.
+        messages_before: How many messages there were.
+        messages_after: How many there are.
+        tokens_before: How large a request was, estimated.
+        tokens_after: How large it is.
+    """
+
+    kind: Literal["cleared", "summarized", "truncated"]
+    messages_before: int
+    messages_after: int
+    tokens_before: int
+    tokens_after: int
+
+
+@attrs.frozen
+class UsageUpdate:
+    """
+    What the provider has counted of the answer in flight so far, all of it: it replaces earlier ones. Not passed on.
+
+    Attributes:
+        usage: The tokens; 0 where it has not said anything yet.
+    """
+
+    usage: Usage
 
 
 @attrs.frozen
@@ -165,10 +218,14 @@ class RunEnd:
     error: str | None = None
 
 
-ProviderEvent: TypeAlias = TextDelta | ThinkingDelta | ToolInputDelta | BlockEnd
+ContentEvent: TypeAlias = TextDelta | ThinkingDelta | ToolInputDelta | BlockEnd
+
+ProviderEvent: TypeAlias = ContentEvent | UsageUpdate
 """What a provider emits while it streams."""
 
-Event: TypeAlias = ProviderEvent | RunStart | TurnStart | TurnEnd | ToolStart | ToolEnd | Custom | RunEnd
+Event: TypeAlias = (
+    ContentEvent | RunStart | TurnStart | TurnEnd | ToolStart | ToolEnd | Retry | Compacted | Custom | RunEnd
+)
 """Everything that happens in a run."""
 
 EVENT_TYPES: tuple[type[Event], ...] = get_args(Event)

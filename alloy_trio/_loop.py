@@ -1,257 +1,220 @@
 """
-The loop: ask the model, run the tools it asks for, ask again, until it is done.
+The loop, from the outside: how a run begins, what can end it, and who is told. `_turns` has what it does in between.
 
-A function without a state of its own: options in, result out, all that changes is the `RunState`. Per turn:
+A function without a state of its own: options in, result out, all that changes is the `Run`.
 
-    ask ── refusal ─────────────────────────────────────────────► raise ProviderError, the refused text stays out
-     │  ── cut at the cap inside a tool call ───────────────────► answer each call with an error, raise ProviderError
-     │  ── pause_turn (the provider wants to go on) ──► ask again as it is
-     │  ── tool calls ──► run them ──► their results ──► ask again
-     │  ── done, but `until_tool` was not called ──► remind ──► ask again
-     └─ ── done ────────────────────────────────────────────────► completed
-    and before each: max_turns reached? ────────────────────────► max_turns
+    the turns return a status ──────────────────► completed, max_turns, budget_exceeded
+    no money left ──────────────────────────────► budget_exceeded
+    a hook raises `Halted` ─────────────────────► halted
+    anything else is raised ────────────────────► error, raised again with the result; `on_error` may halt instead
+    the run's own deadline passes ──────────────► timed_out, RunTimeout raised; waiting for money: budget_exceeded
+    a cancel from outside ──────────────────────► cancelled, `trio.Cancelled` untouched
 
-Invariant: whenever this function awaits, the state can be cut, and what is left is a valid history (see `_state`). So an answer
-and the batch of its calls enter the state in one step, and results enter it all at once. `trio.Cancelled` passes through
-untouched; a `finally` reduces the turn under way.
+Whichever it is: first the turn under way is reduced to what can be kept, so that the history is valid; then come the last hooks,
+which may change the ending; then the last events. The result is there from the first of these steps on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
-from ._errors import AlloyError, InvalidOption, ProviderError, RunTimeout, WireError
-from ._events import BlockEnd, RunEnd, RunStart, TurnEnd, TurnStart
+from ._budget import Account, Budget, BudgetExhausted, on_account
+from ._emitter import Emitter
+from ._errors import Halted, InvalidOption, ProviderError, RunTimeout
+from ._events import RunEnd, RunStart
+from ._history import History
 from ._messages import Message
-from ._state import Emitter, Recorder, RunState
-from ._usage import Usage
-from .providers._base import Request, Response, StopReason, as_events, provider_model, provider_name
-from .tools._executor import Batch, ToolSettings
+from ._middleware import Hooks
+from ._result import Status
+from ._state import Run
+from ._story import Story
+from ._turns import take_turns
+from .providers._base import provider_model, provider_name
+from .providers._metered import measure_fixed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ._config import Config
-    from ._events import ProviderEvent
-    from ._result import Result, Status
-    from ._state import Sink
-    from .providers._base import Provider
-
-_THREADS = 40  # at once in one run; Trio's own default for the threads of a whole program
+    from ._emitter import Sink
+    from ._result import Result
+    from .tools._executor import Batch
 
 
-def begin(config: Config, prompt: object, sink: Sink | None = None) -> RunState:
+logger = logging.getLogger("alloy_trio")
+
+
+def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming: bool) -> Run:
     """
-    Return the state of a run that has not asked anything yet.
+    Return a run that has not asked anything yet.
 
     Raises:
         InvalidOption: There is nothing to ask: no prompt, and no messages.
     """
-    messages = list(config.session.messages)
+    history = History(config.session.messages)
     match prompt:
         case None:
             pass
         case str():
-            messages.append(Message.user(prompt))
+            history.append(Message.user(prompt))
         case Message(role="user"):
-            messages.append(prompt)
+            history.append(prompt)
         case _:
             raise InvalidOption(f"the prompt is {prompt!r:.100}: it has to be text, or a user's message")
-    if not messages:
+    if not history.messages:
         raise InvalidOption("nothing to ask: give a prompt, or messages= to go on with")
-    emitter = Emitter(config.correlation_id, config.on_event, sink)
-    return RunState(messages=messages, session=config.session, emitter=emitter, prior_usage=config.session.usage)
+    provider, ids = config.provider, config.correlation_id
+    metered = config.metered(streaming=streaming)
+    return Run(
+        config=config,
+        session=config.session,
+        history=history,
+        emitter=Emitter(ids, config.on_event, sink),
+        metered=metered,
+        provider=config.chain(metered),
+        origin=(provider_name(provider), provider_model(provider), getattr(provider, "origin", None)),
+        fixed_size=measure_fixed(config.system_prompt, tuple(config.tools.values())),
+        account=Account(session_id=config.session.id, correlation_id=ids),
+        hooks=Hooks.of(config.hooked),
+        context=dict(config.context),
+        streaming=streaming,
+    )
 
 
-async def run_loop(config: Config, state: RunState, *, streaming: bool) -> Result:
+async def run_loop(run: Run) -> Result:
     """
-    Run to the end, and return the result; `state` has it too, up to date at every moment.
+    Run to the end, and return the result; `run` has it too, up to date at every moment.
 
     Raises:
-        ProviderError: The provider failed; with `.result`, as all errors of ours.
+        ProviderError: The provider failed; with `.result`, as whatever is raised here.
         RunTimeout: The run's own deadline passed.
+        UnknownPrice: A budget is to be kept, and what a model costs is not known.
         InvalidOption: The session is in another run.
-        Exception: What a provider of your own raises.
+        Exception: What a hook, or a provider of your own, raises.
     """
-    session = config.session
+    session = run.session
     if session._running:  # noqa: SLF001 - the session's half of this guard
         busy = InvalidOption("this session is in another run just now: wait for it, or give this run one of its own")
-        state.outcome = state.result("error", busy)
+        run.outcome = run.result("error", busy)
         raise busy
     session._running = True  # noqa: SLF001 - as above
+    cents = run.config.max_budget_cents
     try:
-        return await _run(config, state, streaming=streaming)
+        with on_account(run.account, None if cents is None else Budget(cents=cents)):
+            return await _run(run)
     finally:
         session._running = False  # noqa: SLF001 - as above
 
 
-async def _run(config: Config, state: RunState, *, streaming: bool) -> Result:
-    provider = config.provider
-    origin = provider_name(provider), provider_model(provider), getattr(provider, "origin", None)
-    status: Status | None = None
+@attrs.define
+class _End:
+    """How a run has ended, as far as its last hooks leave it at that."""
+
+    status: Status
     error: Exception | None = None
+
+
+async def _run(run: Run) -> Result:
+    config, story = run.config, Story(run, streaming=run.streaming)
+    end: _End | None = None
     timeout = math.inf if config.timeout is None else config.timeout
     scope = trio.CancelScope(deadline=trio.current_time() + timeout)
     try:
         with scope:
             await trio.lowlevel.checkpoint()
-            state.commit()
-            await state.emitter.emit(RunStart(config.session.id, origin[0], origin[1]))
-            status = await _turns(config, state, streaming=streaming)
+            end = _End(await _start(run, story))
+    except BudgetExhausted:
+        end = _End("budget_exceeded")
+    except Halted as caught:
+        end = _End("halted", caught)
     except Exception as caught:  # noqa: BLE001 - raised again below, with the result
-        status, error = "error", caught
+        end = _End("error", caught)
     finally:
-        batch = state.cut("timed_out" if scope.cancelled_caught else "cancelled", *origin)
-        if status is None and not scope.cancelled_caught:  # a cancel from outside, on its way
-            _tell_cancelled(state, batch)
-    if status is None:
-        status, error = "timed_out", RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds")
-    state.outcome = state.result(status, error)
+        batch = run.cut("timed_out" if scope.cancelled_caught else "cancelled")
+        if end is None and not scope.cancelled_caught:  # a cancel from outside, on its way
+            _tell_cancelled(run, story, batch)
+            await _end_session(run)
+    if end is None and run.account.waits:
+        end = _End("budget_exceeded")
+    elif end is None:
+        end = _End("timed_out", RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds"))
+    return await _finish(run, story, end, batch)
+
+
+async def _start(run: Run, story: Story) -> Status:
+    run.commit()
+    for each in run.metered:
+        each.check()
+    await run.emitter.emit(RunStart(run.session.id, run.origin[0], run.origin[1]))
+    await run.hooks.fire("session_start", run.view)
+    return await take_turns(run, story)
+
+
+async def _finish(run: Run, story: Story, end: _End, batch: Batch | None) -> Result:
+    """Call the last hooks and tell everybody how the run has ended; return its result, or raise its error."""
+    run.outcome = run.result(end.status, end.error)
     try:
-        await _tell_end(config, state, status, error, batch)
+        await _last_hooks(run, end)
+        run.outcome = run.result(end.status, end.error)
+        await _tell_end(run, end, batch)
     finally:
-        state.outcome = state.result(status, error)
-        if isinstance(error, AlloyError):
-            error.result = state.outcome
-    if error is not None:
-        raise error
-    return state.outcome
+        run.outcome = run.result(end.status, end.error)
+        story.ends(end.status, end.error)
+        if end.error is not None:
+            with contextlib.suppress(AttributeError):  # an exception of somebody's own may have no room for it
+                end.error.result = run.outcome  # type: ignore[attr-defined] # AlloyError has it
+    if end.error is not None and end.status != "halted":
+        raise end.error
+    return run.outcome
 
 
-def _tell_cancelled(state: RunState, batch: Batch | None) -> None:
+async def _last_hooks(run: Run, end: _End) -> None:
+    """Outside of the run's deadline: an error may be the last thing there was time for."""
+    if isinstance(end.error, ProviderError):
+        try:
+            await run.hooks.fire("on_error", run.view, end.error)
+        except Halted as halted:
+            end.status, end.error = "halted", halted
+        except Exception as caught:  # noqa: BLE001 - raised by `_finish`
+            end.error = caught
+    try:
+        await _end_session(run)
+    except Halted:  # there is nothing left to halt
+        logger.info("a session_end hook halted a run that was over")
+    except Exception as caught:
+        if end.error is None:
+            end.status, end.error = "error", caught
+        else:
+            logger.exception("a session_end hook raised, in a run that has ended with an error already")
+
+
+async def _end_session(run: Run) -> None:
+    """Call the last hooks, of a cancelled run too: these have a moment then."""
+    if run.hooks.has("session_end"):
+        cancelled = trio.current_effective_deadline() == -math.inf
+        grace = run.config.cancel_grace if cancelled else math.inf
+        with trio.CancelScope(shield=cancelled, deadline=trio.current_time() + grace):
+            await run.hooks.fire("session_end", run.view)
+
+
+def _tell_cancelled(run: Run, story: Story, batch: Batch | None) -> None:
     ends = [] if batch is None else batch.cut_ends()
-    first = state.emitter.emit_nowait(*ends, RunEnd("cancelled", state.turns, state.usage))
+    first = run.emitter.emit_nowait(*ends, RunEnd("cancelled", run.turns, run.account.usage))
     if batch is not None:
         batch.number_ends(first)
-    state.outcome = state.result("cancelled")
+    run.outcome = run.result("cancelled")
+    story.ends("cancelled", None)
 
 
-async def _tell_end(
-    config: Config, state: RunState, status: Status, error: Exception | None, batch: Batch | None
-) -> None:
+async def _tell_end(run: Run, end: _End, batch: Batch | None) -> None:
     """Emit the last events. A run whose time is up does not wait for a listener for ever."""
     ends = [] if batch is None else batch.cut_ends()
-    end = RunEnd(status, state.turns, state.usage, None if error is None else str(error))
-    with trio.move_on_after(config.cancel_grace if status == "timed_out" else math.inf):
-        first = await state.emitter.emit(*ends, end)
+    last = RunEnd(end.status, run.turns, run.account.usage, None if end.error is None else str(end.error))
+    with trio.move_on_after(run.config.cancel_grace if end.status == "timed_out" else math.inf):
+        first = await run.emitter.emit(*ends, last)
         if batch is not None:
             batch.number_ends(first)
-
-
-async def _turns(config: Config, state: RunState, *, streaming: bool) -> Status:
-    settings = _tool_settings(config, state)
-    done = config.until_tool is None
-    while state.turns < config.max_turns:
-        response, late = await _ask(config, state, streaming=streaming)
-        batch = _take(response, state, settings, config)
-        await state.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
-        if batch is not None:
-            await batch.run()
-            done = done or config.until_tool in batch.succeeded
-            state.close_batch()
-        elif response.stop_reason is not StopReason.PAUSE_TURN:
-            if done:
-                return "completed"
-            if state.turns < config.max_turns:
-                state.messages.append(Message.user(_REMINDER.format(config.until_tool)))
-        state.commit()
-    return "max_turns"
-
-
-_REMINDER = "You have not finished yet: go on, and call the tool `{}` with your result."
-
-
-async def _ask(config: Config, state: RunState, *, streaming: bool) -> tuple[Response, Sequence[ProviderEvent]]:
-    """
-    Ask the model once. Returns the answer, and the events of it that nobody has had yet.
-
-    While the answer streams, the recorder notes what could be kept of it.
-    """
-    provider, emitter = config.provider, state.emitter
-    emitter.turn = state.turns + 1
-    await emitter.emit(TurnStart())
-    request = Request(
-        messages=tuple(state.messages),
-        tools=tuple(config.tools.values()),
-        system_prompt=config.system_prompt,
-        max_output_tokens=config.max_output_tokens,
-    )
-    stream = getattr(provider, "stream", None) if streaming else None
-    if stream is None:
-        response = _check(await provider.complete(request), provider)
-        content = response.message.content
-        return response, as_events(content) if streaming else [BlockEnd(block) for block in content]
-    recorder = state.recorder = Recorder()
-
-    async def emit(*events: ProviderEvent) -> None:
-        recorder.take(events)
-        await emitter.emit(*events)
-
-    return _check(await stream(request, emit), provider), ()
-
-
-def _check(response: object, provider: Provider) -> Response:
-    """Trust no provider of the user's own: what it returns is looked at before it enters the history."""
-    name = provider_name(provider)
-    match response:
-        case Response(message=Message(role="assistant"), stop_reason=StopReason(), usage=Usage(), metadata=Mapping()):
-            return response
-        case Response(stop_reason=reason) if reason not in set(StopReason):
-            problem = f"stopped for {reason!r}, which is none of {', '.join(StopReason)}"
-        case _:
-            problem = (
-                f"returned {response!r:.200}, which is no Response with an assistant's message, usage and metadata"
-            )
-    raise WireError(f"provider {name} {problem}", provider=name, model=provider_model(provider))
-
-
-def _take(response: Response, state: RunState, settings: ToolSettings, config: Config) -> Batch | None:
-    """Put an answer into the state, in one step with the batch of its calls. Returns the batch that is to run."""
-    calls = response.message.tool_uses
-    batch = Batch(calls, settings, state.emitter.emit) if calls else None
-    state.recorder = None
-    state.turns += 1
-    state.usage += response.usage
-    state.stop_reason = str(response.stop_reason)
-    kept = {key: state.metadata[key] for key in ("provider_state",) if key in state.metadata}
-    state.metadata = {**kept, **response.metadata}
-    if response.message.provider_state:
-        state.metadata["provider_state"] = dict(response.message.provider_state)
-    if response.stop_reason is StopReason.REFUSAL:
-        raise _stopped(config, f"the model refused to answer: {response.metadata.get('refusal') or 'no reason given'}")
-    if response.message.content:
-        state.messages.append(response.message)
-    if batch is None:
-        return None
-    state.batch = batch
-    if response.stop_reason is StopReason.MAX_TOKENS:
-        cap = config.max_output_tokens or "the provider's default"
-        advice = (
-            f"the answer was cut at max_output_tokens ({cap}) inside a tool call: allow more, or ask for less at once"
-        )
-        batch.refuse(advice)
-        state.close_batch()
-        raise _stopped(config, advice)
-    return batch
-
-
-def _stopped(config: Config, message: str) -> ProviderError:
-    return ProviderError(message, provider=provider_name(config.provider), model=provider_model(config.provider))
-
-
-def _tool_settings(config: Config, state: RunState) -> ToolSettings:
-    return ToolSettings(
-        tools=config.tools,
-        timeout=config.tool_timeout,
-        cancel_grace=config.cancel_grace,
-        limiter=trio.CapacityLimiter(_THREADS),
-        working_directory=config.working_directory,
-        allowed_paths=(config.working_directory,) if config.allowed_paths is None else config.allowed_paths,
-        context=config.context,
-        deps=config.deps,
-        correlation_id=state.emitter.correlation_id,
-    )

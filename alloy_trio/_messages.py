@@ -280,7 +280,10 @@ class Message:
         origin: A fingerprint of provider, endpoint and account, never the key itself: reasoning is only sent back to
             where it came from.
         provider_state: What the provider keeps for the conversation as of this message (a response or container id).
-        interrupted: Whether the message was cut while it streamed, by a cancel or a deadline.
+        interrupted: Whether the message was cut while it streamed: by a cancel, a deadline or a budget.
+        epoch: How often what stands before it in the conversation had been changed (compacted, edited) when it was said.
+            Reasoning is sealed over what precedes it, so that of an earlier epoch than the conversation's highest is not
+            sent back. Counted by whoever changes the conversation; 0 as long as it has only grown.
     """
 
     role: Role = attrs.field(validator=_role)
@@ -290,6 +293,7 @@ class Message:
     origin: str | None = attrs.field(default=None, kw_only=True)
     provider_state: Mapping[str, Any] | None = attrs.field(default=None, kw_only=True)
     interrupted: bool = attrs.field(default=False, kw_only=True)
+    epoch: int = attrs.field(default=0, kw_only=True)
 
     @classmethod
     def user(cls, *content: str | Block) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import trio
 
@@ -13,22 +13,33 @@ from ._background import Background
 from ._config import configure
 from ._errors import RequestCancelled
 from ._loop import begin, run_loop
+from ._result import OutputT, Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from types import TracebackType
     from typing import Unpack
 
-    from ._config import Config, RunOptions
+    from ._config import Config
     from ._events import Envelope, Event
     from ._messages import Message
-    from ._result import Result
-    from ._state import RunState
+    from ._options import PlainRunOptions, RunOptions
+    from ._state import Run
 
 T = TypeVar("T")
 
 
-async def run(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> Result:
+@overload
+async def run(
+    prompt: str | Message | None = None, *, output_type: type[OutputT], **options: Unpack[PlainRunOptions]
+) -> Result[OutputT]: ...
+
+
+@overload
+async def run(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> Result: ...
+
+
+async def run(prompt: str | Message | None = None, **options: Any) -> Result:
     """
     Send a prompt to a model, run the tools it asks for, loop until it is done.
 
@@ -46,10 +57,20 @@ async def run(prompt: str | Message | None = None, **options: Unpack[RunOptions]
         RunTimeout: `timeout=` passed. `.result` has what was done.
     """
     config = configure(options)
-    return await run_loop(config, begin(config, prompt), streaming=False)
+    return await run_loop(begin(config, prompt, streaming=False))
 
 
-def run_sync(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> Result:
+@overload
+def run_sync(
+    prompt: str | Message | None = None, *, output_type: type[OutputT], **options: Unpack[PlainRunOptions]
+) -> Result[OutputT]: ...
+
+
+@overload
+def run_sync(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> Result: ...
+
+
+def run_sync(prompt: str | Message | None = None, **options: Any) -> Result:
     """
     Do what `run` does, from a program that is not async: it starts a Trio loop of its own.
 
@@ -84,7 +105,17 @@ async def interruptible(main: Callable[[], Awaitable[T]]) -> T:
     raise KeyboardInterrupt
 
 
-def stream(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> EventStream:
+@overload
+def stream(
+    prompt: str | Message | None = None, *, output_type: type[OutputT], **options: Unpack[PlainRunOptions]
+) -> EventStream[OutputT]: ...
+
+
+@overload
+def stream(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -> EventStream: ...
+
+
+def stream(prompt: str | Message | None = None, **options: Any) -> EventStream:
     """
     Do what `run` does, and see it happen.
 
@@ -96,7 +127,7 @@ def stream(prompt: str | Message | None = None, **options: Unpack[RunOptions]) -
     return EventStream(configure(options), prompt)
 
 
-class EventStream:
+class EventStream(Generic[OutputT]):
     """
     The events of a run, to iterate over once, inside `async with`.
 
@@ -105,26 +136,26 @@ class EventStream:
     """
 
     def __init__(self, config: Config, prompt: str | Message | None) -> None:
-        begin(config, prompt)  # raises what is wrong with them now, not when the stream is entered
+        begin(config, prompt, streaming=True)  # raises what is wrong with them now, not when the stream is entered
         self._config = config
         self._prompt = prompt
         self._send, self._receive = trio.open_memory_channel["tuple[Envelope, ...]"](0)
         self._task = Background(self._drive)
-        self._state: RunState | None = None  # once it has been entered
+        self._run: Run | None = None  # once it has been entered
         self._ready: deque[Envelope] = deque()
         self._raised = False
 
     async def _drive(self) -> None:
         with self._send:
-            await run_loop(self._config, self._started(), streaming=True)
+            await run_loop(self._started())
 
-    def _started(self) -> RunState:
-        if self._state is None:
+    def _started(self) -> Run:
+        if self._run is None:
             raise RuntimeError("the run has not started: use it inside `async with stream(…) as events:`")
-        return self._state
+        return self._run
 
     @property
-    def result(self) -> Result:
+    def result(self) -> Result[OutputT]:
         """
         The run's result, once it has ended, however it did. That of a run left early or cancelled has status `cancelled`.
 
@@ -186,9 +217,9 @@ class EventStream:
             raise error
 
     async def __aenter__(self) -> Self:
-        if self._state is not None:
+        if self._run is not None:
             raise RuntimeError("a stream runs once: call stream(…) again for another run")
-        self._state = begin(self._config, self._prompt, self._send.send)
+        self._run = begin(self._config, self._prompt, self._send.send, streaming=True)
         await self._task.__aenter__()
         return self
 

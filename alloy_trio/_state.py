@@ -17,99 +17,30 @@ a reasoning item without its follower. So the history is valid for every provide
 
 from __future__ import annotations
 
-import inspect
-import logging
-import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
-import trio
 
-from ._events import BlockEnd, Envelope, TextDelta
+from . import _telemetry
+from ._budget import Account, around
+from ._config import Config
+from ._emitter import Emitter
+from ._estimate import Size, estimator_for
+from ._events import BlockEnd, Compacted, Retry, TextDelta
+from ._history import History
 from ._messages import Message, Outcome, Text, Thinking
+from ._middleware import Hooks, RunState
 from ._result import Result, Status
 from ._session import Session
 from ._usage import Usage
+from .providers._metered import Metered
+from .providers._retry import Streaming
 from .tools._executor import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from ._events import Event, ProviderEvent
-
-logger = logging.getLogger("alloy_trio")
-
-OnEvent: TypeAlias = "Callable[[Envelope], object]"
-
-
-class Sink(Protocol):
-    """Takes the envelopes of one read, in order, and returns when they have been taken."""
-
-    def __call__(self, batch: tuple[Envelope, ...], /) -> Awaitable[None]:
-        """Hand over `batch`."""
-        ...
-
-
-class Emitter:
-    """Numbers the events of a run and hands them to whoever listens, in order."""
-
-    def __init__(self, correlation_id: str, on_event: OnEvent | None, sink: Sink | None) -> None:
-        self.correlation_id = correlation_id
-        self.turn = 0
-        self._seq = 0
-        self._on_event = on_event
-        self._sink = sink
-        # Two tools that end at once must not overtake each other in an async callback; a channel keeps order by itself.
-        self._order = trio.StrictFIFOLock()
-
-    async def emit(self, *events: Event) -> int:
-        """Hand over `events` and return when all listeners have had them; gives the number of the first."""
-        first, batch = self._number(events)
-        if batch:
-            if self._on_event is not None:
-                async with self._order:
-                    for envelope in batch:
-                        await self._call_back(self._on_event, envelope)
-            if self._sink is not None:
-                await self._sink(batch)
-        return first
-
-    def emit_nowait(self, *events: Event) -> int:
-        """Tell an `on_event` that is no async function, and nobody else, without waiting: for a run that is being cancelled."""
-        first, batch = self._number(events)
-        if self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
-            for envelope in batch:
-                answer = self._safely(self._on_event, envelope)
-                if inspect.iscoroutine(answer):
-                    answer.close()
-        return first
-
-    def _number(self, events: tuple[Event, ...]) -> tuple[int, tuple[Envelope, ...]]:
-        first = self._seq + 1
-        self._seq += len(events)
-        if not (events and (self._on_event or self._sink)):
-            return first, ()
-        now = time.time()
-        return first, tuple(
-            Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
-            for seq, event in enumerate(events, first)
-        )
-
-    async def _call_back(self, on_event: OnEvent, envelope: Envelope) -> None:
-        try:
-            answer = on_event(envelope)
-            if inspect.isawaitable(answer):
-                await answer
-        except Exception:
-            logger.exception("on_event raised; the run goes on")
-
-    @staticmethod
-    def _safely(on_event: OnEvent, envelope: Envelope) -> object:
-        try:
-            return on_event(envelope)
-        except Exception:
-            logger.exception("on_event raised; the run goes on")
-            return None
+    from ._events import ProviderEvent
+    from .providers._base import Request, Response
 
 
 class Recorder:
@@ -118,10 +49,16 @@ class Recorder:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[Thinking] = []
+        self.has_any = False  # of it
+        self.asked: Retry | None = None  # who it is of, if not of the provider that was asked first
 
-    def take(self, events: tuple[ProviderEvent, ...]) -> None:
+    def take(self, events: tuple[ProviderEvent | Retry, ...]) -> None:
         """Note the events of one read."""
         for event in events:
+            if isinstance(event, Retry):
+                self.asked = event
+                continue
+            self.has_any = True
             if isinstance(event, TextDelta):
                 self._text.append(event.text)
             elif isinstance(event, BlockEnd) and isinstance(event.block, Thinking) and event.block.is_plain:
@@ -136,36 +73,108 @@ class Recorder:
         return Message("assistant", blocks, provider=provider, model=model, origin=origin, interrupted=True)
 
 
-@attrs.define(kw_only=True)
-class RunState:
-    """The state of one run; only the loop changes it."""
+@attrs.define(kw_only=True, eq=False)
+class Run:
+    """One run; only the loop and its hooks change it."""
 
-    messages: list[Message]
+    config: Config
     session: Session
+    history: History
     emitter: Emitter
-    prior_usage: Usage
-    usage: Usage = attrs.field(factory=Usage)
+    metered: tuple[Metered, ...]  # the providers, in the order in which they are asked
+    provider: Streaming  # what is asked: a chain of them, with retries
+    origin: tuple[str, str | None, str | None]  # name, model and fingerprint of the provider that is asked first
+    fixed_size: Size  # of what each request has ahead of the messages
+    account: Account
+    hooks: Hooks
+    context: dict[str, Any]
+    streaming: bool
+    metadata: dict[str, Any] = attrs.field(factory=dict)
     turns: int = 0
     stop_reason: str | None = None
-    metadata: dict[str, Any] = attrs.field(factory=dict)
+    output: Any = None  # the value of `output_type`, once there is one
+    misfits: int = 0  # answers that were none of `output_type`
     recorder: Recorder | None = None  # while an answer streams
     batch: Batch | None = None  # while tools run
     batches: list[Batch] = attrs.field(factory=list)  # those that are over
     outcome: Result | None = None  # once it is settled how the run ended, if only the last events are not taken yet
+    view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
+    _of_answer: tuple[str, ...] = ()  # keys of the metadata that are the last answer's
+    _usage_before: Usage = attrs.field(
+        init=False, default=attrs.Factory(lambda self: self.session.usage, takes_self=True)
+    )
+
+    @property
+    def size(self) -> Size:
+        """How large the next request is."""
+        return self.fixed_size + self.history.size
+
+    @property
+    def estimated_tokens(self) -> int:
+        """The same in tokens."""
+        return self.estimate(self.size)
+
+    def estimate(self, size: Size) -> int:
+        """Return how many tokens something has, for the model that is asked first."""
+        return estimator_for(self.origin[0], self.origin[1]).tokens(size)
+
+    @property
+    def cost_cents(self) -> Decimal | None:
+        """What the run and its sub-agents have cost so far, in cents, if that is known."""
+        return self.account.cost * 100 if self.account.is_known else None
+
+    async def ask(self, request: Request) -> Response:
+        """Ask the provider something beside the conversation."""
+
+        async def emit(*events: ProviderEvent | Retry) -> None:
+            await self.emitter.emit(*(event for event in events if isinstance(event, Retry)))
+
+        return await self.provider.stream(request, emit)
+
+    async def compacted(
+        self, messages: tuple[Message, ...], kind: Literal["cleared", "summarized", "truncated"]
+    ) -> None:
+        """Replace the history by a shorter one, and tell everybody."""
+        count, tokens = len(self.history.messages), self.estimated_tokens
+        if not self.history.replace(messages):
+            return
+        self.commit()
+        event = Compacted(kind, count, len(messages), tokens, self.estimated_tokens)
+        await self.emitter.emit(event)
+        if _telemetry.is_on():
+            _telemetry.tell(
+                _telemetry.CompactionDone(
+                    session_id=self.session.id,
+                    correlation_id=self.emitter.correlation_id,
+                    turn=self.emitter.turn,
+                    **attrs.asdict(event),
+                )
+            )
+        await self.hooks.fire("after_compaction", self.view)
 
     def commit(self) -> None:
         """Let the session say what the run has done so far. The history is valid whenever this is called."""
         state = {key: self.metadata[key] for key in ("provider_state",) if key in self.metadata}
-        self.session.update(self.messages, self.prior_usage + self.usage, state)
+        self.session.update(self.history.messages, self._usage_before + self.account.usage, state)
 
-    def close_batch(self) -> None:
-        """Put the results of the batch that is over into the history."""
+    def take_metadata(self, response: Response) -> None:
+        """Let the metadata say what is known of the last answer, and of the provider's state as of it."""
+        for key in self._of_answer:
+            self.metadata.pop(key, None)
+        self._of_answer = tuple(response.metadata)
+        self.metadata.update(response.metadata)
+        if response.message.provider_state:
+            self.metadata["provider_state"] = dict(response.message.provider_state)
+
+    def close_batch(self, *, recorded: bool = True) -> None:
+        """Put the results of the batch that is over into the history, and its calls among the run's if they are `recorded`."""
         if self.batch is not None:
-            self.messages.append(Message.user(*self.batch.results()))
-            self.batches.append(self.batch)
+            self.history.append(Message.user(*self.batch.results()))
+            if recorded:
+                self.batches.append(self.batch)
             self.batch = None
 
-    def cut(self, outcome: Outcome, provider: str, model: str | None, origin: str | None) -> Batch | None:
+    def cut(self, outcome: Outcome) -> Batch | None:
         """
         Reduce the turn under way to what can be kept, as the table says. Does nothing between turns.
 
@@ -173,9 +182,9 @@ class RunState:
         """
         batch = self.batch
         if self.recorder is not None:
-            partial = self.recorder.partial(provider, model, origin)
+            partial = self.recorder.partial(*self._asked(self.recorder.asked))
             if partial is not None:
-                self.messages.append(partial)
+                self.history.append(partial)
             self.recorder = None
         if batch is not None:
             batch.cut(outcome)
@@ -183,13 +192,24 @@ class RunState:
         self.commit()
         return batch
 
+    def _asked(self, retry: Retry | None) -> tuple[str, str | None, str | None]:
+        """Return name, model and fingerprint of the provider that was asked last."""
+        for each in self.metered:
+            if retry is not None and (each.name, each.model) == (retry.provider, retry.model):
+                return each.name, each.model, getattr(each.provider, "origin", None)
+        return self.origin
+
     def result(self, status: Status, error: Exception | None = None) -> Result:
         """Return what the run has done so far as a result."""
-        answers = [message for message in self.messages if message.role == "assistant"]
+        messages = self.history.messages
+        last = next((message for message in reversed(messages) if message.role == "assistant"), None)
         return Result(
-            text=answers[-1].text if answers else "",
-            messages=tuple(self.messages),
-            usage=self.usage,
+            text="" if last is None else last.text,
+            output=self.output,
+            messages=messages,
+            usage=self.account.usage,
+            cost_cents=self.cost_cents,
+            overrun_cents=max((budget.overrun for budget in around().budgets), default=Decimal(0)) * 100,
             tool_calls=tuple(record for batch in self.batches for record in batch.records()),
             status=status,
             turns=self.turns,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ._events import BlockEnd as BlockEnd
+from ._events import Compacted as Compacted
 from ._events import Custom as Custom
 from ._events import Envelope as Envelope
 from ._events import Event as Event
-from ._events import ProviderEvent as ProviderEvent
+from ._events import Retry as Retry
 from ._events import RunEnd as RunEnd
 from ._events import RunStart as RunStart
 from ._events import TextDelta as TextDelta
@@ -20,10 +21,11 @@ from ._util import export as _export
 
 __all__ = [
     "BlockEnd",
+    "Compacted",
     "Custom",
     "Envelope",
     "Event",
-    "ProviderEvent",
+    "Retry",
     "RunEnd",
     "RunStart",
     "TextDelta",

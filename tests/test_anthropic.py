@@ -7,6 +7,7 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import httpx
 import pytest
 from hypothesis import given
@@ -32,7 +33,8 @@ from alloy_trio import (
     WireError,
 )
 from alloy_trio.events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
-from alloy_trio.providers import Anthropic, Request, Response, StopReason
+from alloy_trio.providers import Anthropic, Request, Response, StopReason, UsageUpdate
+from alloy_trio.providers._base import Terms
 from alloy_trio.tools import Tool
 
 if TYPE_CHECKING:
@@ -339,7 +341,7 @@ def test_an_error_event_is_raised_classified(after: int) -> None:
     decoder = provider().decoder()
     with pytest.raises(Overloaded, match="Overloaded") as caught:
         # What came before it in the same read is handed over first.
-        assert bool(decoder.feed(data)) == (after > 2)
+        assert len(decoder.feed(data)) == {0: 0, 1: 1, 5: 3}[after]
         decoder.finish()
     assert (caught.value.status, caught.value.retryable) == (None, True)
 
@@ -693,3 +695,232 @@ def test_an_assistants_media_are_told_of() -> None:
     message = Message.assistant("look", Image("image/png", b"png"), Opaque("anthropic", {"type": "container_upload"}))
     body = json.loads(provider().encode(Request(messages=(HI, message, HI)), stream=False).body)
     assert [part["text"] for part in body["messages"][1]["content"]] == ["look", "Unsupported image (image/png)"]
+
+
+def test_usage_is_told_as_soon_as_it_is_known() -> None:
+    """The prompt's with the first event, the answer's with the last; what says nothing new gives no event."""
+    message = reply(text("Hi"), usage={"input_tokens": 25, "output_tokens": 15, "cache_read_input_tokens": 4})
+    start, *rest, _, stop = as_stream(message)
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}}
+    events, response = streamed(sse([start, *rest, {"type": "message_delta", "usage": {}, "delta": {}}, end, stop]))
+    assert events[0] == UsageUpdate(Usage(25, 1))
+    assert [event for event in events if isinstance(event, UsageUpdate)] == [events[0], UsageUpdate(Usage(25, 15))]
+    assert response.usage == Usage(25, 15)
+    start["message"]["usage"] = {}
+    assert not isinstance(streamed(sse([start, *rest, end, stop]))[0][0], UsageUpdate)
+
+
+def cap_of(cap: int | None, extra: JSON) -> Any:
+    return sent(HI, by=provider(extra_body=extra, max_output_tokens=300), max_output_tokens=cap)["max_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("cap", "extra", "expected"),
+    [
+        (100, {}, 100),
+        (100, {"max_tokens": 50}, 50),
+        (100, {"max_tokens": 500}, 100),
+        (500, {}, 500),
+        (100, {"max_tokens": "50"}, 100),
+        (100, {"max_tokens": None}, 100),
+        (100, {"max_tokens": -1}, 100),
+        (100, {"max_tokens": True}, 100),
+        (None, {}, 300),
+        (None, {"max_tokens": 500}, 500),
+    ],
+    ids=["ant-14-cap", "lower", "higher", "own", "text", "null", "negative", "true", "none", "none and extra"],
+)
+def test_ant_14_extra_body_may_lower_the_cap(cap: int | None, extra: JSON, expected: int) -> None:
+    assert cap_of(cap, extra) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "terms"),
+    [
+        ({}, {}),
+        ({"base_url": "https://elsewhere.test"}, {}),
+        ({"cache": True}, {"caches": True}),
+        ({"extra_body": {"system": [{"type": "text", "text": "a", "cache_control": CACHE}]}}, {"caches": True}),
+        ({"server_tools": [{"type": "tool_search_tool_bm25", "cache_control": CACHE}]}, {"caches": True}),
+        ({"extra_body": {"thinking": {"type": "enabled", "budget_tokens": 2048}}}, {"thinking_budget": 2048}),
+        ({"extra_body": {"thinking": {"type": "adaptive"}}}, {}),
+        ({"extra_body": {"thinking": {"type": "enabled", "budget_tokens": "many"}}}, {}),
+        ({"code_execution": True}, {"server_tools": True}),
+        ({"server_tools": [{"type": "web_search_20260209", "name": "web_search"}]}, {"server_tools": True}),
+        ({"server_tools": [{"type": "mcp_toolset"}, {"type": "tool_search_tool_regex_20251119"}]}, {}),
+        ({"extra_body": {"tools": [{"type": "web_fetch_20260209"}]}}, {"server_tools": True}),
+        ({"extra_body": {"tools": [{"name": "mine"}, {"type": "bash_20250124"}]}, "code_execution": True}, {}),
+    ],
+)
+def test_terms(options: JSON, terms: JSON) -> None:
+    assert provider(**options).terms == Terms(enforces_cap=True, **terms)
+
+
+DROP = {"prefix_mismatch_behavior": "drop_block"}
+DROP_BETA = "thinking-binding-controls-2026-08-01"
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "expected"),
+    [
+        ("claude-opus-5-5", None, {"type": "adaptive", "block_binding": DROP}),
+        ("claude-sonnet-5-5-20260928", {"type": "adaptive", "display": "omitted"}, "added"),
+        ("claude-fable-5-1", {"type": "enabled", "budget_tokens": 1024}, "added"),
+        ("claude-haiku-6", {"type": "adaptive"}, "added"),
+        ("claude-opus-5-5", {"type": "adaptive", "block_binding": {"prefix_mismatch_behavior": "error"}}, "beta"),
+        ("claude-sonnet-5-5", {"type": "between_tools"}, "as it is"),
+        ("claude-opus-5", {"type": "adaptive"}, "as it is"),
+        ("claude-opus-5-20260401", None, None),
+        ("claude-mythos-5-1", None, None),
+        ("claude-sonnet-4-20250514", None, None),
+        ("claude-3-7-sonnet-20250219", None, None),
+        ("another-model-5-5", None, None),
+    ],
+)
+def test_reasoning_whose_prefix_has_changed_is_to_be_dropped(model: str, thinking: Any, expected: Any) -> None:
+    """Where the model checks that, and takes the field; elsewhere it would be refused."""
+    extra = {} if thinking is None else {"thinking": thinking}
+    by = Anthropic(model=model, api_key="key", extra_body=extra, betas=(DROP_BETA,) if expected == "beta" else ())
+    call = by.encode(Request(messages=(HI,)), stream=False)
+    asked = json.loads(call.body).get("thinking")
+    match expected:
+        case "added":
+            assert asked == {**thinking, "block_binding": DROP}
+        case "as it is" | "beta":
+            assert asked == thinking
+        case _:
+            assert asked == expected
+    assert call.headers.get(BETAS) == (DROP_BETA if asked and "block_binding" in asked else None)
+    assert extra == ({} if thinking is None else {"thinking": thinking})
+    elsewhere = attrs.evolve(by, base_url="https://gateway.test", betas=())
+    call = elsewhere.encode(Request(messages=(HI,)), stream=False)
+    assert json.loads(call.body).get("thinking") == thinking
+    assert BETAS not in call.headers
+
+
+def test_dropped_reasoning_is_told_in_the_metadata() -> None:
+    dropped = {"type": "thinking_dropped", "path": "messages.1.content.0", "reason": "prefix_binding_mismatch"}
+    message = reply(text("Yes."), input_transformations=[dropped])
+    assert decoded(message).metadata == {"provider_response": {"input_transformations": [dropped]}}
+    assert streamed(sse(as_stream(message)))[1].metadata == decoded(message).metadata
+    *events, end, stop = as_stream(reply(text("Yes.")))
+    end["input_transformations"] = [dropped]  # said again where another model has taken over
+    assert streamed(sse([*events, end, stop]))[1].metadata == decoded(message).metadata
+    assert decoded(reply(input_transformations=[])).metadata == {}
+
+
+def test_stale_answers_go_without_their_reasoning() -> None:
+    """What was said before the conversation was changed keeps text, calls and provider-run tools, and the container."""
+    by = provider(code_execution=True)
+    before = decoded(
+        reply(THOUGHT, REDACTED, SEARCH, FOUND, text("red", citations=[CITATION]), BY_CODE, container=RAN), by
+    )
+    result = Message.user(ToolResult("toolu_1", "3"))
+    thinking_alone = decoded(reply(THOUGHT), by).message
+    fresh = attrs.evolve(decoded(MESSAGES["ant-07"], by).message, epoch=2)
+    history = (HI, before.message, result, thinking_alone, attrs.evolve(HI, epoch=2), fresh, HI)
+    body = sent(*history, by=by)
+    assert [message["role"] for message in body["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert body["messages"][1]["content"] == [SEARCH, FOUND, text("red", citations=[CITATION]), BY_CODE]
+    assert body["messages"][4]["content"] == MESSAGES["ant-07"]["content"]
+    assert body["container"] == "container_1"
+    same = tuple(attrs.evolve(message, epoch=2) for message in history[:3])
+    assert sent(*same, by=by)["messages"][1]["content"][:2] == [THOUGHT, REDACTED]
+
+
+SHAPE = {
+    "type": "object",
+    "properties": {
+        "age": {"type": "integer", "minimum": 0, "maximum": 150, "description": "In years."},
+        "names": {"type": "array", "items": {"$ref": "#/$defs/name"}, "minItems": 2, "maxItems": 3},
+        "kind": {"oneOf": [{"type": "string", "pattern": "^a"}, {"type": "null"}], "default": None},
+        "day": {"type": "string", "format": "date"},
+        "odd": {"type": "string", "format": "odd", "title": "Odd"},
+    },
+    "required": ["age", "names"],
+    "$defs": {"name": {"type": "object", "properties": {"a": {"enum": ["x", 1]}}, "required": ["a"]}},
+}
+
+
+def test_the_answers_schema_is_sent_as_the_api_takes_it() -> None:
+    """What it refuses is told to the model instead; objects are closed; `effort` and the like stay."""
+    body = sent(HI, by=provider(extra_body={"output_config": {"effort": "low"}}), output_schema=SHAPE)
+    form = body["output_config"].pop("format")
+    assert body["output_config"] == {"effort": "low"}
+    assert form["type"] == "json_schema"
+    assert form["schema"] == {
+        "type": "object",
+        "properties": {
+            "age": {"type": "integer", "description": 'In years.\n{"minimum":0,"maximum":150}'},
+            "names": {
+                "type": "array",
+                "items": {"$ref": "#/$defs/name"},
+                "description": '{"minItems":2,"maxItems":3}',
+            },
+            "kind": {
+                "anyOf": [{"type": "string", "description": '{"pattern":"^a"}'}, {"type": "null"}],
+                "default": None,
+            },
+            "day": {"type": "string", "format": "date"},
+            "odd": {"type": "string", "title": "Odd", "description": '{"format":"odd"}'},
+        },
+        "required": ["age", "names"],
+        "$defs": {
+            "name": {
+                "type": "object",
+                "properties": {"a": {"enum": ["x", 1]}},
+                "required": ["a"],
+                "additionalProperties": False,
+            }
+        },
+        "additionalProperties": False,
+    }
+    mine = {"format": {"type": "json_schema", "schema": {}}}
+    assert sent(HI, by=provider(extra_body={"output_config": mine}), output_schema=SHAPE)["output_config"] == mine
+    assert "output_config" not in sent(HI)
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"),
+    [
+        ("claude-haiku-4-5-20251001", True),
+        ("anthropic.claude-opus-5-5", True),
+        ("anthropic/claude-sonnet-4.6", True),
+        ("claude-opus-4-1-20250805", False),
+        ("claude-sonnet-4-20250514", False),
+        ("claude-3-5-haiku-latest", False),
+        ("kimi-k3", False),
+    ],
+)
+def test_which_models_hold_to_a_schema(model: str, takes: bool) -> None:
+    assert Anthropic(model=model, api_key="key").native_output is takes
+    assert Anthropic(model=model, api_key="key").takes_schema(SHAPE) is takes
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "object"},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": True},
+        {},
+        {"description": "Anything."},
+        {"type": "array", "items": {}},
+        {"anyOf": [{"type": "null"}, {"type": "object"}]},
+        {"$ref": "#"},
+        {"$ref": "#/$defs/tree"},
+    ],
+)
+def test_schemas_that_the_api_cannot_express(part: JSON) -> None:
+    tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}
+    schema = {"type": "object", "properties": {"part": part}, "$defs": {"tree": tree} if "tree" in str(part) else {}}
+    by = Anthropic(model="claude-opus-5-5", api_key="key")
+    assert by.native_output
+    assert not by.takes_schema(schema)

@@ -334,7 +334,7 @@ async def test_a_run_inside_a_thread_is_cancelled_with_its_call() -> None:
 async def test_a_call_that_found_no_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import alloy_trio._loop
 
-    monkeypatch.setattr(alloy_trio._loop, "_THREADS", 1)
+    monkeypatch.setattr(alloy_trio._turns, "_THREADS", 1)
     release = threading.Event()
 
     def body(ctx: ToolContext) -> str:
@@ -354,7 +354,7 @@ async def test_a_call_that_found_no_thread_says_so(monkeypatch: pytest.MonkeyPat
 async def test_a_cancel_while_waiting_for_a_thread_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import alloy_trio._loop
 
-    monkeypatch.setattr(alloy_trio._loop, "_THREADS", 1)
+    monkeypatch.setattr(alloy_trio._turns, "_THREADS", 1)
     started, release, session = threading.Event(), threading.Event(), Session()
     ran = []
 

@@ -23,7 +23,9 @@ NAMESPACES = {
     for name in (
         "alloy_trio",
         "alloy_trio.events",
+        "alloy_trio.otel",
         "alloy_trio.providers",
+        "alloy_trio.telemetry",
         "alloy_trio.testing",
         "alloy_trio.tools",
     )
@@ -42,6 +44,8 @@ PROMISED = {
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
     "alloy_trio.tools": "Tool read write edit bash",
+    "alloy_trio.telemetry": "Instrument add_instrument remove_instrument",
+    "alloy_trio.otel": "OTelInstrument",
     "alloy_trio.testing": """
         ScriptedProvider text tool_call error delay run_with_responses assert_tool_called refute_tool_called last_text
         tool_calls assert_no_orphans
@@ -52,10 +56,13 @@ PROMISED = {
 PRESENT = {
     "alloy_trio": """
         run stream run_sync EventStream Result ToolCall Session Message Text Thinking ToolUse ToolResult ServerToolUse
-        ServerToolResult Image Audio Video Document Opaque Usage tool ToolContext ModelRetry
+        ServerToolResult Image Audio Video Document Opaque Usage Budget Price tool ToolContext ModelRetry Middleware BlockCall
+        EditCall Compaction RunState
         AlloyError ProviderError AuthenticationError RateLimited Overloaded BadRequest ContextTooLong ConnectionFailed
-        ProviderTimeout WireError ToolError RunTimeout RequestCancelled InvalidOption
+        ProviderTimeout WireError ToolError Halted RunTimeout RequestCancelled UnknownPrice InvalidOption
     """,
+    "alloy_trio.telemetry": PROMISED["alloy_trio.telemetry"],
+    "alloy_trio.otel": PROMISED["alloy_trio.otel"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
     "alloy_trio.tools": PROMISED["alloy_trio.tools"],

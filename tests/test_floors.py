@@ -28,19 +28,30 @@ FLOORS = {
     "_background": 0,
     "_errors": 0,
     "_messages": 0,
+    "_price": 0,
     "_result": 0,
     "_usage": 0,
     "_util": 0,
     # 1: facts and kit
+    "_budget": 1,
+    "_catalog": 1,
+    "_catalog_make": 1,
     "_codec": 1,
+    "_estimate": 1,
     "_events": 1,
+    "_gate": 1,
+    "_history": 1,
+    "_overrides": 1,
     "_session": 1,
+    "_telemetry": 1,
     # 2: languages
     "providers._base": 2,
+    "providers._checks": 2,
     "providers._classify": 2,
     "providers._decoder": 2,
     "providers._json": 2,
     "providers._origin": 2,
+    "providers._request": 2,
     "providers._sse": 2,
     "tools._context": 2,
     "tools._output": 2,
@@ -49,14 +60,18 @@ FLOORS = {
     "tools._tool": 2,
     # 3: wires and edges
     "providers._anthropic": 3,
+    "providers._anthropic_media": 3,
     "providers._anthropic_reply": 3,
     "providers._demo": 3,
     "providers._http": 3,
+    "providers._meter": 3,
+    "providers._metered": 3,
     "providers._openai": 3,
     "providers._openai_compat": 3,
     "providers._openai_items": 3,
     "providers._openai_compat_reply": 3,
     "providers._openai_reply": 3,
+    "providers._retry": 3,
     "providers._vendors": 3,
     "tools._bash": 3,
     "tools._edit": 3,
@@ -66,13 +81,25 @@ FLOORS = {
     "tools._read": 3,
     "tools._write": 3,
     # 4: the turn
+    "_checks": 4,
+    "_compaction": 4,
     "_config": 4,
+    "_emitter": 4,
     "_loop": 4,
+    "_middleware": 4,
+    "_options": 4,
+    "_output": 4,
+    "_shorten": 4,
     "_state": 4,
+    "_story": 4,
+    "_summary": 4,
+    "_turns": 4,
     "providers._names": 4,
     # 5: the run
     "_run": 5,
     # 6: doors
+    "_otel": 6,
+    "_otel_names": 6,
     "repl._cli": 6,
     "repl._show": 6,
     "repl._talk": 6,
@@ -81,15 +108,16 @@ FLOORS = {
     "__main__": 6,
 }
 
-FACADES = {"", "events", "providers", "repl", "testing", "tools"}  # "" is alloy_trio itself
+FACADES = {"", "events", "otel", "providers", "repl", "telemetry", "testing", "tools"}  # "" is alloy_trio itself
 
 PURE = re.compile(
-    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin)"
+    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks)"
 )  # wires: bytes in, events out
 
 ONLY_IN = {
     "httpx": {"providers._http"},
     "cattrs": {"_codec"},
+    "opentelemetry": {"_otel"},
     "json": set[str](),  # msgspec reads and writes ours
     "asyncio": set[str](),
     "anyio": set[str](),

@@ -28,13 +28,16 @@ from alloy_trio import (
     InvalidOption,
     Message,
     Overloaded,
+    Price,
     ProviderError,
     ProviderTimeout,
     RateLimited,
+    Text,
+    Usage,
     WireError,
 )
-from alloy_trio.events import TextDelta
-from alloy_trio.providers import Anthropic, OpenAI, OpenAICompat, Request, _http
+from alloy_trio.events import BlockEnd, TextDelta
+from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat, ProviderEvent, Request, UsageUpdate, _http
 from alloy_trio.providers._decoder import Decoder
 from alloy_trio.providers._openai_compat_reply import ChatDecoder
 from alloy_trio.testing import assert_no_orphans
@@ -255,6 +258,7 @@ async def test_refused_connection(streaming: bool) -> None:
     assert caught.value.retryable
     assert url in str(caught.value)
     assert (caught.value.provider, caught.value.model, caught.value.status) == ("openai_compat", "m", None)
+    assert caught.value.nothing_sent
 
 
 async def test_a_name_that_nobody_knows() -> None:
@@ -328,6 +332,7 @@ async def test_closed_at_once_without_a_byte(streaming: bool) -> None:
         with pytest.raises(ConnectionFailed, match="broke") as caught:
             await ask(provider(server.url), streaming=streaming)
     assert caught.value.retryable
+    assert not caught.value.nothing_sent
     assert len(server.requests) == 1
 
 
@@ -958,3 +963,37 @@ async def test_a_placeholder_is_no_key() -> None:
     async with serving(replying(http(b"not a model", "404 Not Found"))) as server:
         with pytest.raises(BadRequest, match="not a model"):
             await ask(provider(server.url, api_key="a"))
+
+
+# --- What it costs.
+
+
+def test_a_price_is_a_price() -> None:
+    """None by default, also for servers of one's own: what is not known is not free."""
+    assert provider("http://localhost:11434/v1").price is None
+    price = Price("3", "15")
+    assert OpenAI(model="m", api_key="k", price=price).price is price
+    for wrong in ("3", 0, (3, 15)):
+        with pytest.raises(InvalidOption, match=r"price=.* is no price: write Price"):
+            Anthropic(model="m", api_key="k", price=wrong)  # type: ignore[arg-type]
+
+
+def test_the_demo_costs_nothing() -> None:
+    assert Demo().price == Price.free()
+    assert Demo().terms.enforces_cap
+    assert Demo(price=Price("3", "15")).price.output == 15
+
+
+async def test_usage_reaches_whoever_listens() -> None:
+    """As an event like the others, in the order of the stream; an answer in one piece needs none."""
+    counted = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}})
+    seen: list[ProviderEvent] = []
+
+    async def emit(*events: ProviderEvent) -> None:
+        seen.extend(events)
+
+    async with serving(replying(chunks(delta("Hello"), STOP, counted, DONE), HELLO)) as server:
+        await provider(server.url).stream(HI, emit)
+        assert seen == [TextDelta("Hello"), BlockEnd(Text("Hello")), UsageUpdate(Usage(3, 1))]
+        await provider(server.url).stream(HI, emit)
+    assert seen[3:] == seen[:2]

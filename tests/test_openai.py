@@ -36,7 +36,8 @@ from alloy_trio import (
     WireError,
 )
 from alloy_trio.events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
-from alloy_trio.providers import OpenAI, Request, Response, StopReason
+from alloy_trio.providers import OpenAI, Request, Response, StopReason, UsageUpdate
+from alloy_trio.providers._base import Terms
 from alloy_trio.tools import Tool
 
 if TYPE_CHECKING:
@@ -565,7 +566,7 @@ def test_items_that_end_out_of_order_keep_their_places() -> None:
 
 def test_oai_16_tool_only_stream() -> None:
     events, response = streamed(sse(events_of(reply(called()))[-1:]))
-    assert [type(event) for event in events] == [BlockEnd]
+    assert [type(event) for event in events] == [BlockEnd, UsageUpdate]
     assert response.message.tool_uses[0].input == {"city": "Oslo"}
     assert response.stop_reason is StopReason.TOOL_USE
 
@@ -845,6 +846,16 @@ def test_oai_07_tool_choice(choice: str, sent: Any) -> None:
 def test_oai_08_output_cap() -> None:
     assert "max_output_tokens" not in encode()
     assert encode(max_output_tokens=99)["max_output_tokens"] == 99
+
+
+@pytest.mark.parametrize(
+    ("cap", "extra", "expected"),
+    [(99, 50, 50), (99, 500, 99), (99, "500", 99), (99, None, 99), (None, 500, 500)],
+    ids=["oai-08-lower", "oai-08-higher", "text", "null", "none"],
+)
+def test_oai_08_extra_body_may_lower_the_cap(cap: int | None, extra: Any, expected: int) -> None:
+    by = {"extra_body": {"max_output_tokens": extra}}
+    assert encode(max_output_tokens=cap, options=by)["max_output_tokens"] == expected
 
 
 SEALED = "reasoning.encrypted_content"
@@ -1196,3 +1207,130 @@ def test_items_that_begin_behind_the_first_place_are_not_doubled() -> None:
 def test_no_tool_choice_without_tools() -> None:
     request = Request(messages=(Message.user("hi"),), tool_choice="any")
     assert "tool_choice" not in json.loads(OpenAI(model="m", api_key="k").encode(request, stream=False).body)
+
+
+def test_usage_is_told_as_soon_as_it_is_known() -> None:
+    """With the end of the stream, and before where a server says it then; after the blocks, and never empty."""
+    answer = reply(said("Hello"), SEARCH)
+    events = streamed(sse(events_of(answer)))[0]
+    update = UsageUpdate(Usage(18, 9, cache_read_input_tokens=12, reasoning_tokens=4, server_tool_calls=1))
+    assert [event for event in events if isinstance(event, UsageUpdate)] == [events[-1]] == [update]
+    stream = events_of(answer)
+    early = {"type": "response.in_progress", "response": {"usage": {"input_tokens": 30, "output_tokens": 0}}}
+    stream[1:1] = [{"type": "response.in_progress", "response": {"usage": None}}, early, early]
+    events = streamed(sse(stream))[0]
+    assert [event for event in events if isinstance(event, UsageUpdate)] == [UsageUpdate(Usage(30)), update]
+    assert not any(isinstance(event, UsageUpdate) for event in streamed(sse(events_of(reply(usage=None))))[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "fees"),
+    [
+        ({}, False),
+        ({"base_url": "https://elsewhere.test"}, False),
+        ({"web_search": True}, True),
+        ({"server_tools": [{"type": "file_search"}]}, True),
+        ({"server_tools": [{"type": "mcp"}, {"type": "tool_search"}, {"type": "custom"}]}, False),
+        ({"extra_body": {"tools": [{"type": "code_interpreter"}]}}, True),
+        ({"extra_body": {"tools": [{"type": "function"}]}, "web_search": {"search_context_size": "low"}}, False),
+    ],
+)
+def test_terms(options: JSON, fees: bool) -> None:
+    assert provider(**options).terms == Terms(enforces_cap=True, runs_on=True, server_tools=fees)
+
+
+CLOSED = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (CLOSED, True),
+        (CLOSED | {"additionalProperties": False}, True),
+        (CLOSED | {"properties": {"a": CLOSED | {"title": "A"}}}, True),
+        (CLOSED | {"properties": {"a": {"type": ["array", "null"], "items": CLOSED, "minItems": 1}}}, True),
+        (CLOSED | {"properties": {"a": {"anyOf": [CLOSED, {"type": "null"}]}}}, True),
+        (CLOSED | {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"enum": [1]}}}, True),
+        (CLOSED | {"properties": {"default": {"type": "string"}}, "required": ["default"]}, True),
+        (CLOSED | {"required": []}, False),
+        (CLOSED | {"properties": {"a": CLOSED | {"required": []}}}, False),
+        (CLOSED | {"additionalProperties": True}, False),
+        (CLOSED | {"properties": {"a": {"type": "object"}}}, False),
+        (CLOSED | {"properties": {"a": {"type": "object", "additionalProperties": {"type": "string"}}}}, False),
+        (CLOSED | {"properties": {"a": {"oneOf": [{"type": "string"}]}}}, False),
+        (CLOSED | {"properties": {"a": {"$ref": "#/$defs/b", "title": "A"}}, "$defs": {"b": {"enum": [1]}}}, False),
+        (CLOSED | {"properties": {"a": {}}}, False),
+        ({"anyOf": [CLOSED]}, False),
+        ({}, False),
+    ],
+)
+def test_the_answers_schema_is_strict_where_that_says_the_same(schema: JSON, strict: bool) -> None:
+    form = encode(output_schema=schema)["text"]["format"]
+    assert (form["type"], form["name"], form["strict"]) == ("json_schema", "output", strict)
+    if not strict:
+        assert form["schema"] == schema
+    else:
+        assert form["schema"]["additionalProperties"] is False
+        assert '"additionalProperties":true' not in json.dumps(form["schema"])
+
+
+def test_the_answers_schema_beside_what_the_user_says_of_text() -> None:
+    by = {"extra_body": {"text": {"verbosity": "low"}}}
+    text = encode(output_schema=CLOSED, options=by)["text"]
+    assert text["verbosity"] == "low"
+    assert text["format"]["schema"] == CLOSED | {"additionalProperties": False}
+    mine = {"text": {"format": {"type": "text"}}}
+    assert encode(output_schema=CLOSED, options={"extra_body": mine})["text"] == mine["text"]
+    assert "text" not in encode()
+
+
+@pytest.mark.parametrize(
+    ("model", "takes"),
+    [
+        ("gpt-6-astra", True),
+        ("gpt-4o", True),
+        ("ft:gpt-4.1-mini:me", True),
+        ("grok-4.3", True),
+        ("gpt-4", False),
+        ("gpt-4-turbo", False),
+        ("ft:gpt-3.5-turbo:me", False),
+        ("o1-mini", False),
+    ],
+)
+def test_which_models_hold_to_a_schema(model: str, takes: bool) -> None:
+    assert provider(model=model).native_output is takes
+    assert provider(model=model).takes_schema({"type": "object"}) is takes
+
+
+def test_stale_answers_go_without_reasoning_and_ids() -> None:
+    """What was said before the conversation was changed: text and calls; what needs its reasoning stays here."""
+    before = decode(reply(thought("Hm"), SEARCH, said("I look.", NOTE, phase="commentary"), called())).message
+    result, again = Message.user(ToolResult("call_1", "Rain.")), attrs.evolve(HI, epoch=1)
+    fresh = attrs.evolve(decode(reply(thought("So"), said("Wet."))).message, epoch=1)
+    assert items(HI, before, result, again, fresh, HI) == [
+        user("Hi"),
+        {"type": "message", "role": "assistant", "phase": "commentary", "content": "I look."},
+        {key: value for key, value in called().items() if key != "id"},
+        output("Rain."),
+        user("Hi"),
+        thought("So"),
+        said("Wet."),
+        user("Hi"),
+    ]
+
+
+def test_oai_10_nothing_continues_from_a_stale_response() -> None:
+    """The server has the conversation as it was: it is sent anew, and continued from the first answer after that."""
+    stale = decode(reply(said("Old."))).message
+    changed = attrs.evolve(Message.user("In short: …"), epoch=1)
+    by = {"store": True}
+    body = encode(HI, stale, changed, HI, options=by)
+    assert "previous_response_id" not in body
+    old = {"type": "message", "role": "assistant", "content": "Old."}
+    assert body["input"] == [user("Hi"), old, user("In short: …"), user("Hi")]
+    fresh = attrs.evolve(decode(reply(said("New."), id="resp_2")).message, epoch=1)
+    body = encode(HI, stale, changed, fresh, HI, options=by)
+    assert (body["previous_response_id"], body["input"]) == ("resp_2", [user("Hi")])
+    stale_child = decode(reply(said("Old.")), previous_response_id="resp_0").message
+    body = encode(HI, stale_child, changed, options={"previous_response_id": "resp_0"})
+    assert (body["previous_response_id"], len(body["input"])) == ("resp_0", 3)

@@ -35,7 +35,8 @@ from alloy_trio import (
     WireError,
 )
 from alloy_trio.events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
-from alloy_trio.providers import OpenAICompat, Quirks, Request, Response, StopReason
+from alloy_trio.providers import OpenAICompat, Quirks, Request, Response, StopReason, UsageUpdate
+from alloy_trio.providers._base import Terms
 from alloy_trio.providers._vendors import VENDORS, quirks_for
 from alloy_trio.tools import Tool
 
@@ -246,8 +247,12 @@ def test_cpt_12_cap_strict_extra_body() -> None:
         ({"max_tokens": None}, 100, {"max_tokens": 100}),
         ({"max_completion_tokens": 500}, 100, {"max_completion_tokens": 100}),
         ({"max_tokens": 500}, None, {"max_tokens": 500}),
+        ({"max_tokens": "500"}, 100, {"max_tokens": 100}),
+        ({"max_tokens": -1}, 100, {"max_tokens": 100}),
+        ({"max_tokens": 500, "max_completion_tokens": 50}, 100, {"max_tokens": 100, "max_completion_tokens": 50}),
+        ({"max_tokens": None, "max_completion_tokens": 500}, 100, {"max_tokens": None, "max_completion_tokens": 100}),
     ],
-    ids=["lower", "higher", "null", "other field", "no cap"],
+    ids=["lower", "higher", "null", "other field", "no cap", "text", "endless", "both fields", "one of both"],
 )
 def test_cpt_12_extra_body_may_lower_the_cap(extra: JSON, cap: int | None, expected: JSON) -> None:
     body = sent(by=provider(extra_body=extra), max_output_tokens=cap)
@@ -520,6 +525,7 @@ def test_cpt_03_events() -> None:
         BlockEnd(Text("See")),
         ToolInputDelta("call_a", "add", "{}"),
         BlockEnd(ToolUse("call_a", "add")),
+        UsageUpdate(Usage(12, 5)),
     ]
 
 
@@ -1161,3 +1167,92 @@ def test_one_call_without_a_list_around_it_is_a_call() -> None:
     call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": "null"}}
     (found,) = stream(sse([chunk({"tool_calls": call}, "tool_calls")]))[1].message.tool_uses
     assert (found.id, found.name, found.input, found.invalid_input) == ("c1", "add", {}, None)
+
+
+def test_usage_is_told_whenever_it_changes() -> None:
+    """Wherever a server puts it, with each chunk or the last; not again if it is the same."""
+    first, second = {"prompt_tokens": 12, "completion_tokens": 1}, {"prompt_tokens": 12, "completion_tokens": 3}
+    chunks = [
+        chunk({"content": "a"}, usage=first),
+        chunk({"content": "b"}, usage=first),
+        chunk({"content": "c"}, x_groq={"usage": second}),
+        chunk({"content": "d"}, usage=None),
+        end("stop", usage={"prompt_tokens": 0}),
+        chunk(usage={"completion_tokens": 0}),
+    ]
+    events = [event for event in stream(sse(chunks))[0] if isinstance(event, TextDelta | UsageUpdate)]
+    assert events == [
+        TextDelta("a"),
+        UsageUpdate(Usage(12, 1)),
+        TextDelta("b"),
+        TextDelta("c"),
+        UsageUpdate(Usage(12, 3)),
+        TextDelta("d"),
+        UsageUpdate(Usage(0, 3)),
+    ]
+    assert not any(isinstance(event, UsageUpdate) for event in stream(sse([chunk({"content": "a"}), end()]))[0])
+
+
+@pytest.mark.parametrize(
+    ("by", "terms"),
+    [
+        (provider(), {}),
+        (provider(base_url="http://127.0.0.1:8000/v1"), {}),
+        (at("unknown.test"), {}),
+        (at("api.groq.com"), {"enforces_cap": True}),
+        (at("me.openai.azure.com"), {"enforces_cap": True}),
+        (at("openrouter.ai", extra_body={"plugins": [{"id": "web"}]}), {"enforces_cap": True, "server_tools": True}),
+        (attrs.evolve(at("openrouter.ai"), model="a/b:online"), {"enforces_cap": True, "server_tools": True}),
+        (provider(extra_body={"web_search_options": {}, "plugins": []}), {}),
+        (provider(extra_body={"web_search_options": {"search_context_size": "low"}}), {"server_tools": True}),
+        (provider(extra_body={"tools": [{"type": "browser_search"}]}), {"server_tools": True}),
+        (provider(extra_body={"tools": [{"type": "function"}, {"type": "custom"}]}), {}),
+    ],
+)
+def test_terms(by: OpenAICompat, terms: JSON) -> None:
+    """A server of one's own, or one that nobody knows, is not trusted to stop at the cap."""
+    assert by.terms == Terms(**terms)
+
+
+def test_the_answers_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    assert {name for name, vendor in VENDORS.items() if vendor.quirks.output_schema} == {
+        "openai-chat",
+        "mistral",
+        "xai",
+    }
+    by = quirky(output_schema=True)
+    assert (by.native_output, by.takes_schema(schema)) == (True, True)
+    assert sent(by=by, output_schema=schema)["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "output", "strict": True, "schema": schema | {"additionalProperties": False}},
+    }
+    loose = schema | {"required": []}
+    assert sent(by=by, output_schema=loose)["response_format"]["json_schema"] == {
+        "name": "output",
+        "strict": False,
+        "schema": loose,
+    }
+    assert "response_format" not in sent(by=by)
+    mine = {"response_format": {"type": "json_object"}}
+    assert sent(by=attrs.evolve(by, extra_body=mine), output_schema=schema)["response_format"] == {
+        "type": "json_object"
+    }
+    assert not provider().native_output
+    assert "response_format" not in sent(output_schema=schema)
+
+
+def test_stale_answers_go_without_their_reasoning() -> None:
+    """Text, calls and the calls' own seals stay; a placeholder stands where the server wants one."""
+    seal = {"google": {"thought_signature": "c2VhbA=="}}
+    call = function("add", "{}", "call_a", extra_content=seal)
+    sealed = [{"type": "reasoning.encrypted", "data": "b3BhcXVl"}]
+    message = {"content": "So.", "reasoning_content": "Hm.", "reasoning_details": sealed, "tool_calls": [call]}
+    for by, placeholder in ((provider(), {}), (at("api.deepseek.com"), {"reasoning_content": " "})):
+        stale = decoded(answer(message, "tool_calls"), by).message
+        fresh = attrs.evolve(decoded(answer({"content": "3", "reasoning_content": "So 3."}), by).message, epoch=1)
+        alone = decoded(answer({"content": None, "reasoning_content": "Hm."}), by).message
+        history = [HI, stale, Message.user(ToolResult("call_a", "3")), alone, attrs.evolve(HI, epoch=1), fresh, HI]
+        first, last = [each for each in sent_messages(*history, by=by) if each["role"] == "assistant"]
+        assert first == {"role": "assistant", "content": "So.", "tool_calls": [call], **placeholder}
+        assert last == {"role": "assistant", "content": "3", "reasoning_content": "So 3."}

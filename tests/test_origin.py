@@ -21,7 +21,7 @@ from alloy_trio import (
     ToolResult,
     ToolUse,
 )
-from alloy_trio.providers._origin import fingerprint, for_origin, portable_id
+from alloy_trio.providers._origin import current_epoch, fingerprint, for_origin, portable_id
 
 if TYPE_CHECKING:
     from alloy_trio._messages import Block
@@ -193,17 +193,52 @@ MESSAGES = st.lists(
         st.sampled_from(["user", "assistant"]),
         st.lists(BLOCKS, max_size=3),
         origin=st.sampled_from([None, HERE, THERE]),
+        provider_state=st.none() | st.just({"response_id": "r"}),
+        epoch=st.integers(0, 2),
     ),
     max_size=8,
 )
 
 
+def test_msg_08_stale_answers_go_without_reasoning_and_state() -> None:
+    """In a conversation that was changed, answers from before keep all but reasoning, wherever it came from."""
+    kept = (
+        Text("so"),
+        ToolUse("c", "f", provider_data={"id": "fc"}),
+        ServerToolUse("s", "search"),
+        Opaque("anthropic", {}),
+    )
+    thoughts = (Thinking("a", "seal"), Thinking("b"), Thinking("", provider_data={"type": "redacted_thinking"}))
+    state = {"response_id": "r"}
+    stale = Message("assistant", (*thoughts, *kept), origin=HERE, provider_state=state, epoch=1)
+    byhand = attrs.evolve(stale, origin=None, epoch=0, provider_state=None)
+    elsewhere = foreign(Thinking("because"), Text("so"))
+    alone = attrs.evolve(stale, content=thoughts)
+    plain = Message("assistant", kept, origin=HERE)
+    fresh = attrs.evolve(stale, epoch=2)
+    messages = [Message.user("hi"), stale, byhand, elsewhere, alone, plain, fresh]
+    assert current_epoch(messages) == 2
+    out = for_origin(messages, HERE)
+    assert [message.content for message in out[1:]] == [kept, kept, (Text("so"),), kept, (*thoughts, *kept)]
+    assert [message.provider_state for message in out[1:]] == [None, None, None, None, state]
+    assert [out[0], out[4], out[5]] == [messages[0], plain, fresh]
+    assert out[4] is plain
+    assert out[5] is fresh
+    again = for_origin([stale, attrs.evolve(Message.user("In short: …"), epoch=2)], HERE)
+    assert again[0].content == kept
+
+
+def test_the_epoch_of_nothing_is_0() -> None:
+    assert current_epoch([]) == 0
+
+
 @given(MESSAGES)
 def test_a_longer_conversation_begins_like_the_shorter_one(messages: list[Message]) -> None:
-    """What was sent once is sent again the same, and rewriting what is rewritten changes nothing."""
+    """What was sent once is sent again the same, in its epoch, and rewriting what is rewritten changes nothing."""
     out = for_origin(messages, HERE)
     for length in range(len(messages)):
-        shorter = for_origin(messages[:length], HERE)
-        assert out[: len(shorter)] == shorter
+        if current_epoch(messages[:length]) == current_epoch(messages):
+            shorter = for_origin(messages[:length], HERE)
+            assert out[: len(shorter)] == shorter
     again = for_origin(out, HERE)
     assert all(one is other for one, other in zip(again, out, strict=True))

@@ -124,7 +124,7 @@ async def test_strm_05_nobody_listens() -> None:
 async def test_strm_05_on_event_has_to_be_callable() -> None:
     provider = ScriptedProvider([text("x")])
     with pytest.raises(InvalidOption, match="on_event"):
-        await run("go", provider=provider, on_event="print")  # type: ignore[arg-type]
+        await run("go", provider=provider, on_event="print")  # type: ignore[call-overload]
     assert provider.requests == []
 
 

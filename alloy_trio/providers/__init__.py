@@ -7,6 +7,10 @@ offline. Anything with an async `complete(request)` is a `Provider`.
 
 from __future__ import annotations
 
+from .._catalog import Catalog as Catalog
+from .._catalog import ModelInfo as ModelInfo
+from .._events import ProviderEvent as ProviderEvent
+from .._events import UsageUpdate as UsageUpdate
 from .._util import export as _export
 from ._anthropic import Anthropic as Anthropic
 from ._base import Emit as Emit
@@ -21,15 +25,19 @@ from ._vendors import Quirks as Quirks
 
 __all__ = [
     "Anthropic",
+    "Catalog",
     "Demo",
     "Emit",
+    "ModelInfo",
     "OpenAI",
     "OpenAICompat",
     "Provider",
+    "ProviderEvent",
     "Quirks",
     "Request",
     "Response",
     "StopReason",
+    "UsageUpdate",
 ]
 
 _export(globals(), __all__)

@@ -7,13 +7,16 @@ The API checks a history strictly, and each rule of its own is kept in one place
     no assistant message that ends in reasoning; no reasoning without its signature            `_messages`, `_block`
     a provider-run call needs its result once the user has said something else                 `_broken_calls`
 
-Everything else of an answer goes back as it came, because current models seal their reasoning over what precedes it.
+Everything else of an answer goes back as it came, because current models seal their reasoning over what precedes it: the system
+prompt, the tools and all earlier messages. Where that has changed after all (an image behind an address, say), the newest of
+them refuse the request, unless they are told to drop such reasoning instead: `_drop_unbound`.
 """
 
 from __future__ import annotations
 
-import base64
+import re
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -34,11 +37,14 @@ from .._messages import (
 )
 from .._util import JSONObject
 from . import _anthropic_reply
-from ._base import Call, Request, Response, sent_arguments, unsupported
-from ._http import HTTPProvider, clean_url
+from ._anthropic_media import media
+from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
+from ._checks import clean_url
+from ._http import HTTPProvider
 from ._json import as_dict, as_str
 from ._json import encode as encode_json
 from ._origin import for_origin
+from ._request import cap_output, claude_can_express, claude_schema, has_fees, mentions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -54,13 +60,18 @@ _CODE_EXECUTION = {"type": "code_execution_20260120", "name": "code_execution"}
 _CODE_EXECUTION_BETA = "code-execution-2025-08-25"
 _TOOL_USE_BETA = "advanced-tool-use-2025-11-20"  # of `input_examples` and `defer_loading`
 
+_BINDING_BETA = "thinking-binding-controls-2026-08-01"
+_BINDING_HOST = "api.anthropic.com"  # where others host the API, most refuse the field
+_DROP = {"prefix_mismatch_behavior": "drop_block"}
+
+# Tools that cost nothing but their tokens, besides those that are the client's to run.
+_NO_FEE = ("mcp_toolset", "tool_search_", "bash_", "text_editor_", "computer_", "memory_")
+
+_MODEL = re.compile(r"claude-([a-z]+)-(\d+)(?:[-.](\d{1,2}))?(?!\d)")  # a date may follow
+
 _CACHE_MARK = {"type": "ephemeral"}
 _MARKABLE = {"text", "image", "document", "tool_use", "tool_result"}
 _REASONING = {"thinking", "redacted_thinking"}
-
-_PDF = "application/pdf"
-_IMAGE_TYPES = {"image/jpeg", "image/png", "image/gif", "image/webp"}
-_TEXT_TYPES = {"application/json", "application/xml", "application/yaml", "application/javascript"}
 
 
 def _tools(tools: Iterable[JSONObject]) -> tuple[JSONObject, ...]:
@@ -78,6 +89,10 @@ class Anthropic(HTTPProvider):
 
     What has no option here is a field of the API's, for instance
     `extra_body={"thinking": {"type": "adaptive", "display": "summarized"}}`.
+
+    Claude 5.5 and Fable 5.1 refuse reasoning of their own when something before it has changed. They are asked to drop it
+    instead; `extra_body={"thinking": {"type": "adaptive", "block_binding": {"prefix_mismatch_behavior": "error"}}}` has the
+    last word.
 
     Attributes:
         max_output_tokens: The cap on an answer where the request sets none: the API wants one.
@@ -125,12 +140,18 @@ class Anthropic(HTTPProvider):
                 body["tool_choice"] = _tool_choice(request.tool_choice)
         origin = self.origin
         body["messages"] = _messages(for_origin(request.messages, origin), self.name, origin)
-        if (container := _container(request.messages, origin)) and any(_runs_code(tool) for tool in tools):
+        if (container := _container(request, origin)) and any(_runs_code(tool) for tool in tools):
             body["container"] = container
         if self.cache:
             _mark(body)
+        body |= self.extra_body
+        cap_output(body, request.max_output_tokens, "max_tokens")
+        if request.output_schema is not None:
+            form = {"type": "json_schema", "schema": claude_schema(request.output_schema)}
+            body["output_config"] = {"format": form, **as_dict(body.get("output_config"))}
+        headers = self._headers(request.tools, binding=self._drop_unbound(body))
         path = "/messages" if self.base_url.endswith("/v1") else "/v1/messages"
-        return Call(path, self._headers(request.tools), encode_json(body | dict(self.extra_body)))
+        return Call(path, headers, encode_json(body))
 
     def decode(self, body: bytes) -> Response:
         """Say what a whole answer means."""
@@ -140,8 +161,44 @@ class Anthropic(HTTPProvider):
         """Return a decoder for one streamed answer."""
         return _anthropic_reply.AnthropicDecoder(self)
 
-    def _headers(self, tools: Sequence[Tool]) -> dict[str, str]:
+    @property
+    def terms(self) -> Terms:
+        """What bounds the cost of a request, besides the price."""
+        budget = as_dict(self.extra_body.get("thinking")).get("budget_tokens")
+        tools = self.extra_body.get("tools", list(self.server_tools))
+        return Terms(
+            enforces_cap=True,
+            caches=self.cache or mentions([dict(self.extra_body), *self.server_tools], "cache_control"),
+            thinking_budget=budget if type(budget) is int else 0,
+            server_tools=has_fees(tools, _NO_FEE) or (self.code_execution and "tools" not in self.extra_body),
+        )
+
+    @property
+    def native_output(self) -> bool:
+        """Whether the API holds an answer's text to `Request.output_schema`: for Claude from 4.5 on."""
+        return _family(self.model)[1] >= (4, 5)
+
+    def takes_schema(self, schema: JSONObject) -> bool:
+        """Whether this very schema can be the `Request.output_schema`."""
+        return self.native_output and claude_can_express(schema)
+
+    def _drop_unbound(self, body: JSONObject) -> bool:
+        """
+        Have reasoning whose prefix has changed dropped, where host and model know that; returns whether it is asked for.
+
+        Reasoning adaptively is what those models do by themselves if `thinking` is not sent.
+        """
+        thinking = body.get("thinking", {"type": "adaptive"})
+        checked = urlsplit(self.base_url).hostname == _BINDING_HOST and _checks_prefix(as_str(body.get("model")))
+        if not checked or as_dict(thinking).get("type") not in {"adaptive", "enabled"}:
+            return False
+        body["thinking"] = {"block_binding": _DROP, **thinking}
+        return True
+
+    def _headers(self, tools: Sequence[Tool], *, binding: bool) -> dict[str, str]:
         betas = list(self.betas)
+        if binding:
+            betas.append(_BINDING_BETA)
         if self.code_execution:
             betas.append(_CODE_EXECUTION_BETA)
         if any(self.name not in tool.native and (tool.input_examples or tool.defer_loading) for tool in tools):
@@ -178,9 +235,22 @@ class Anthropic(HTTPProvider):
         return definition
 
 
-def _container(messages: Sequence[Message], origin: str) -> str:
+def _family(model: str) -> tuple[str, tuple[int, int]]:
+    """Return which Claude a model is, as `("opus", (5, 5))`; or `("", (0, 0))`."""
+    found = _MODEL.search(model)
+    return (found[1], (int(found[2]), int(found[3] or 0))) if found else ("", (0, 0))
+
+
+def _checks_prefix(model: str) -> bool:
+    """Whether a model refuses reasoning whose prefix has changed: docs "Preserved thinking"."""
+    family, version = _family(model)
+    return version >= ((5, 1) if family == "fable" else (5, 5))
+
+
+def _container(request: Request, origin: str) -> str:
     """Return the container of the conversation, that of the last answer from here that had one; or `""`."""
-    states = (as_dict(message.provider_state) for message in reversed(messages) if message.origin == origin)
+    said = [as_dict(message.provider_state) for message in request.messages if message.origin == origin]
+    states = reversed([as_dict(request.provider_state), *said])
     return next((as_str(state["container_id"]) for state in states if "container_id" in state), "")
 
 
@@ -284,7 +354,7 @@ def _block(block: Block, provider: str, *, ours: bool = False) -> JSONObject | N
         case ToolResult():
             return _result(block, provider)
         case Image() | Document() | Audio() | Video():
-            return _media(block)
+            return media(block)
     return None
 
 
@@ -316,54 +386,3 @@ def _result(result: ToolResult, provider: str) -> JSONObject:
     if result.is_error:
         encoded["is_error"] = True
     return encoded
-
-
-def _media(block: Image | Document | Audio | Video) -> JSONObject:
-    """Return an image or a document the API can read, or a text that says what was here."""
-    match block:
-        case Image() if source := _image_source(block):
-            return {"type": "image", "source": source}
-        case Document(name=name) if source := _document_source(block):
-            return {"type": "document", "source": source} | ({"title": name} if name else {})
-    return {"type": "text", "text": unsupported(block)}
-
-
-def _image_source(image: Image) -> JSONObject | None:
-    mime_type, data = _inline(image)
-    if data is not None:
-        source = {"type": "base64", "media_type": mime_type, "data": data}
-        return source if mime_type in _IMAGE_TYPES else None
-    return _remote(image.uri) if image.uri else None
-
-
-def _document_source(document: Document) -> JSONObject | None:
-    mime_type, data = _inline(document)
-    if data is None:
-        source = _remote(document.uri) if document.uri else None
-        return None if source and source["type"] == "url" and mime_type != _PDF else source
-    if mime_type == _PDF:
-        return {"type": "base64", "media_type": _PDF, "data": data}
-    if not mime_type.startswith("text/") and mime_type not in _TEXT_TYPES:
-        return None
-    try:
-        text = base64.b64decode("".join(data.split()), validate=True).decode(errors="replace")
-    except ValueError:
-        return None
-    return {"type": "text", "media_type": "text/plain", "data": text}
-
-
-def _inline(media: Image | Document) -> tuple[str, str | None]:
-    """Return the MIME type without parameters, and the base64 data if it is here, if only in a `data:` address."""
-    mime_type, data = media.mime_type, media.data
-    head, _, tail = (media.uri or "").partition(",")
-    if data is None and head.startswith("data:") and head.endswith(";base64"):
-        mime_type, data = head.removeprefix("data:").removesuffix(";base64") or mime_type, tail
-    mime_type = mime_type.partition(";")[0].strip().lower()
-    return ("image/jpeg" if mime_type == "image/jpg" else mime_type), data
-
-
-def _remote(uri: str) -> JSONObject:
-    """Return the source of what lies elsewhere: on the web, or, by its id, among the files uploaded to the API."""
-    if uri.startswith(("http:", "https:")):
-        return {"type": "url", "url": uri}
-    return {"type": "file", "file_id": uri}

@@ -114,6 +114,8 @@ def _provider_response(message: JSONObject, content: tuple[Block, ...]) -> JSONO
     iterations = as_dicts(as_dict(message.get("usage")).get("iterations"))
     if any(iteration.get("type") != "message" for iteration in iterations):
         extra["iterations"] = iterations
+    if dropped := as_dicts(message.get("input_transformations")):  # reasoning whose prefix has changed, mostly
+        extra["input_transformations"] = dropped
     return extra
 
 
@@ -253,6 +255,7 @@ class AnthropicDecoder(Decoder):
         match as_str(data.get("type")) or event.event:
             case "message_start":
                 self._message = {**as_dict(data.get("message")), "stop_reason": None}
+                return self._report_usage()
             case "content_block_start":
                 return self._start(data)
             case "content_block_delta":
@@ -260,14 +263,18 @@ class AnthropicDecoder(Decoder):
             case "content_block_stop":
                 return self._stop(self._find(_index(data)))
             case "message_delta":
-                _merge(self._message, {"usage": data.get("usage"), **as_dict(data.get("delta"))})
-                return self._close_all() if self.is_complete() else []
+                news = {key: data.get(key) for key in ("usage", "input_transformations")}
+                _merge(self._message, {**news, **as_dict(data.get("delta"))})
+                return [*(self._close_all() if self.is_complete() else []), *self._report_usage()]
             case "message_stop":
                 self._done = True
                 return self._close_all()
             case kind if kind == "error" or data.get("error"):
                 raise from_error(data)
         return []
+
+    def _report_usage(self) -> WireEvents:
+        return self._report(_usage(as_dict(self._message.get("usage"))))
 
     def _start(self, event: JSONObject) -> WireEvents:
         index = _index(event)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-from .._events import BlockEnd, ProviderEvent, TextDelta, ThinkingDelta
+from .._estimate import Size
+from .._events import BlockEnd, ContentEvent, ProviderEvent, TextDelta, ThinkingDelta
 from .._messages import Audio, Document, Image, Message, Text, Thinking, ToolUse, Video
 from .._usage import Usage
 from .._util import JSONObject
@@ -51,6 +52,10 @@ class Request:
         system_prompt: Instructions ahead of the conversation.
         max_output_tokens: The cap on its answer, reasoning included; None leaves it to the provider.
         tool_choice: `auto`, `any`, `none`, or the name of the tool it must call; None leaves it to the provider.
+        output_schema: The JSON Schema that the answer's text has to fit, an object; only for a provider whose
+            `native_output` is true. None: any text.
+        provider_state: What an earlier conversation, of which no message is here, left with the provider; None: nothing.
+        attempt: Which attempt at this request it is, from 1: what went before failed and is retried.
         extra: For a provider of your own; ours ignore it.
     """
 
@@ -59,7 +64,13 @@ class Request:
     system_prompt: str | None = None
     max_output_tokens: int | None = None
     tool_choice: str | None = None
+    output_schema: JSONObject | None = None
+    provider_state: Mapping[str, Any] | None = None
+    attempt: int = 1
     extra: Mapping[str, Any] = attrs.field(factory=dict)
+    _size: Size | None = attrs.field(
+        default=None, repr=False, eq=False
+    )  # of all of it, where it is known without a look
 
 
 def _stop_reason(word: str) -> Any:
@@ -102,9 +113,10 @@ class Provider(Protocol):
     """
     The least that a provider is.
 
-    It may have more: `name` and `model` (strings, for events and messages) and `async def stream(request, emit)`, with
-    the same contract as `complete` and `emit` an `Emit`. Without `stream`, a streaming run calls `complete` and hands
-    over the answer in one piece.
+    It may have more: `name` and `model` (strings, for events, messages and the catalog), `price` (a `Price`),
+    `native_output` (whether it heeds `Request.output_schema`), with `takes_schema(schema)` if it does not heed every schema, and `async def stream(request, emit)`, with the same
+    contract as `complete` and `emit` an `Emit`. Without `stream`, a streaming run calls `complete` and hands over the
+    answer in one piece.
     """
 
     async def complete(self, request: Request) -> Response:
@@ -128,9 +140,44 @@ def provider_model(provider: Provider) -> str | None:
     return None if model is None else str(model)
 
 
-def as_events(blocks: tuple[Block, ...]) -> list[ProviderEvent]:
+def takes_schema(provider: Provider, schema: JSONObject) -> bool:
+    """Whether the provider says that it holds a model to this schema."""
+    return getattr(provider, "native_output", False) is True and getattr(provider, "takes_schema", _any)(schema) is True
+
+
+def _any(_: JSONObject) -> bool:
+    return True
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """
+    What bounds the cost of a request to a provider, besides the price. The defaults are those of one that says nothing.
+
+    Attributes:
+        enforces_cap: Whether it stops generating at `max_output_tokens` by itself.
+        runs_on: Whether it goes on generating, and billing, when we have hung up.
+        caches: Whether a prompt may be billed as written into a cache.
+        thinking_budget: Tokens that it was told to think with, which an answer needs besides the useful ones.
+        server_tools: Whether it may run tools of its own, for a fee each.
+    """
+
+    enforces_cap: bool = False
+    runs_on: bool = False
+    caches: bool = False
+    thinking_budget: int = 0
+    server_tools: bool = False
+
+
+def terms_of(provider: object) -> Terms:
+    """Return a provider's terms: what its `terms` says, if it has one."""
+    terms = getattr(provider, "terms", None)
+    return terms if isinstance(terms, Terms) else Terms()
+
+
+def as_events(blocks: tuple[Block, ...]) -> list[ContentEvent]:
     """Return the events of an answer that came in one piece."""
-    events: list[ProviderEvent] = []
+    events: list[ContentEvent] = []
     for block in blocks:
         match block:
             case Text(text=text) if text:

@@ -15,6 +15,8 @@ import re
 from typing import TYPE_CHECKING
 
 from .._errors import ProviderError, WireError
+from .._events import UsageUpdate
+from .._usage import Usage
 from ._sse import SSEEvent, SSEParser
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Decoder(abc.ABC):
         self._parser = SSEParser()
         self._failure: ProviderError | None = None
         self._half = b""  # of a character, as JSON escapes it
+        self._counted = Usage()
 
     def feed(self, data: bytes) -> WireEvents:
         """
@@ -95,6 +98,13 @@ class Decoder(abc.ABC):
         if (half := _FIRST_HALF_AT_END.search(event.data)) is not None:
             self._half = half[2]
             event.data = event.data[: half.start(2)] + event.data[half.end(2) :]
+
+    def _report(self, usage: Usage) -> WireEvents:
+        """Return the event of what the server has counted so far, if that is news."""
+        if usage in (Usage(), self._counted):
+            return []
+        self._counted = usage
+        return [UsageUpdate(usage)]
 
     @abc.abstractmethod
     def _event(self, event: SSEEvent) -> WireEvents:

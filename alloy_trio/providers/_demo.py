@@ -16,8 +16,9 @@ import trio
 
 from .._events import BlockEnd, TextDelta, ToolInputDelta
 from .._messages import Block, Message, Text, ToolResult, ToolUse
+from .._price import Price
 from .._usage import Usage
-from ._base import Request, Response, StopReason
+from ._base import Request, Response, StopReason, Terms
 from ._json import encode
 
 if TYPE_CHECKING:
@@ -61,12 +62,15 @@ class Demo:
     Attributes:
         model: Any name.
         delay: Seconds between the words of a streamed answer.
+        price: What it costs: nothing, unless you want to see a budget at work.
     """
 
     name: ClassVar[str] = "demo"
+    terms: ClassVar[Terms] = Terms(enforces_cap=True)
 
     model: str = "demo"
     delay: float = 0.02
+    price: Price = attrs.field(factory=Price.free)
 
     async def complete(self, request: Request) -> Response:
         """Answer at once."""

@@ -20,6 +20,7 @@ import functools
 import math
 import os
 import re
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from urllib.parse import urlsplit
@@ -29,7 +30,9 @@ import trio
 
 from .._errors import ConnectionFailed, InvalidOption, ProviderError, ProviderTimeout, WireError
 from .._messages import Block, Message
-from ._base import Call, Emit, Request, Response, as_events
+from .._price import Price
+from ._base import Call, Emit, Request, Response, Terms, as_events
+from ._checks import check_headers, check_price, clean_key, clean_url
 from ._classify import from_status
 from ._origin import fingerprint
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     import httpx  # noqa: TC004 - the hint of `http_client` is never resolved: providers are no JSON
 
     from .._events import ProviderEvent
+    from .._util import JSONObject
     from ._decoder import Decoder
 
 MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
@@ -52,37 +56,9 @@ _NOT_HERE = {404, 405}  # what a wrong path gives
 _HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
 _SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
-_FRAMING = {"content-length", "transfer-encoding"}
-_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
 
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # white space, and a byte order mark
 _SSE_STARTS = (b":", b"data:", b"event:", b"id:", b"retry:")
-
-
-def clean_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise InvalidOption(f"base_url={url!r} is no address: it has to begin with http:// or https://")
-    return url.rstrip("/")
-
-
-def _clean_key(key: str | None) -> str | None:
-    if key is None:
-        return None
-    if not (key := key.strip()).isascii() or not key.isprintable():
-        raise InvalidOption("the API key has characters that no HTTP header may carry: copy it again")
-    return key or None
-
-
-def _check_headers(_: object, field: attrs.Attribute[Any], headers: Mapping[str, Any]) -> None:
-    """Refuse what HTTP cannot carry, by name: a value may be a secret."""
-    for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
-            raise InvalidOption(f"{field.name} has {name!r}, which is no name of an HTTP header, or not yours to set")
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable() or value != value.strip():
-            raise InvalidOption(
-                f"{field.name} has a value for {name} that no HTTP header may carry: it takes printable ASCII, "
-                "without white space around it"
-            )
 
 
 @attrs.frozen(eq=False)
@@ -98,30 +74,33 @@ class HTTPProvider(abc.ABC):
         name: The provider's name in messages, events and errors.
         api_key: The key; by default from the environment. Never in a repr, an error, an event or a session.
         base_url: Where the API is, without the wire's own path.
-        extra_body: Merged last into each request's JSON: may override any field.
+        extra_body: Merged last into each request's JSON: may override any field, but not raise a cap on the answer that the
+            request sets.
         extra_headers: Sent with each request, over our own.
         http_client: Your own `httpx.AsyncClient`, used as it is and never closed.
         stall_timeout: Seconds in which no byte comes, after which a request fails with `ProviderTimeout`.
+        price: What the model costs; None: as the catalog says, if it knows. `Price.free()` for a server of your own.
 
     Raises:
-        InvalidOption: No key where one is needed, or a key, header or base URL that cannot be one.
+        InvalidOption: No key where one is needed, or a key, header, base URL or price that cannot be one.
     """
 
     env_key: ClassVar[str | None] = None  # the environment variable with the key; None: works without a key
 
     model: str
     name: str = attrs.field(default="http", kw_only=True)
-    api_key: str | None = attrs.field(default=None, kw_only=True, converter=_clean_key, repr=False)
+    api_key: str | None = attrs.field(default=None, kw_only=True, converter=clean_key, repr=False)
     base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=clean_url)
     extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)  # JSON, of any shape
-    extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False, validator=_check_headers)
+    extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False, validator=check_headers)
     http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
+    price: Price | None = attrs.field(default=None, kw_only=True, validator=check_price)
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None or self.env_key is None:
             return
-        key = _clean_key(os.environ.get(self.env_key))
+        key = clean_key(os.environ.get(self.env_key))
         if key is None and not _AUTH_HEADERS & {name.lower() for name in self.extra_headers}:
             raise InvalidOption(f"no API key for {self.name}: set {self.env_key} in the environment, or pass api_key=")
         object.__setattr__(self, "api_key", key)
@@ -137,6 +116,20 @@ class HTTPProvider(abc.ABC):
     @abc.abstractmethod
     def decoder(self) -> Decoder:
         """Return a decoder for one streamed answer."""
+
+    @property
+    def terms(self) -> Terms:
+        """What bounds the cost of a request, besides the price."""
+        return Terms()
+
+    @property
+    def native_output(self) -> bool:
+        """Whether the API holds an answer's text to `Request.output_schema`, also where there are tools."""
+        return False
+
+    def takes_schema(self, schema: JSONObject) -> bool:  # noqa: ARG002 - for those that take some
+        """Whether this very schema can be the `Request.output_schema`."""
+        return self.native_output
 
     @property
     def origin(self) -> str:
@@ -233,6 +226,8 @@ class HTTPProvider(abc.ABC):
 
         async def trace(event: str, _: Any) -> None:
             seen.append(event)
+            if event == "connection.retry.started":  # a transport of the user's own, told to connect again by itself
+                raise httpx.ConnectError(str(sys.exception()))
 
         headers = httpx.Headers({**_HEADERS, **call.headers})
         headers.update(self.extra_headers)
@@ -264,10 +259,12 @@ class HTTPProvider(abc.ABC):
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            raise ConnectionFailed(
+            failure = ConnectionFailed(
                 f"cannot connect to {self.base_url}: {str(error) or 'no answer'}; is the server there, and base_url right?",
                 retryable=True,
-            ) from error
+            )
+            failure.nothing_sent = True
+            raise failure from error
         except httpx.TimeoutException as error:
             raise ProviderTimeout(
                 f"{self.base_url} sent nothing for {self.stall_timeout:g} seconds (stall_timeout)",

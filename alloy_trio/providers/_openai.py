@@ -4,7 +4,7 @@ OpenAI, over its Responses API: what is sent. `_openai_reply` has what comes bac
 What is sent is a list of items, and there are two ways to go on from an answer:
 
     stateless (default)   Every request carries all items, and the server keeps nothing (`store: false`). Reasoning comes
-                          sealed (`encrypted_content`) and goes back as it came.
+                          sealed (`encrypted_content`) and goes back as it came, in the epoch of the conversation it is from.
     chained               The server keeps each answer; a request names the last one and carries what is new.
 
 Rules of the API that the code below does not show by itself:
@@ -17,6 +17,7 @@ Rules of the API that the code below does not show by itself:
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -39,12 +40,14 @@ from .._messages import (
 )
 from .._util import JSONObject
 from . import _openai_reply
-from ._base import Call, Request, Response, sent_arguments, unsupported
-from ._http import HTTPProvider, clean_url
+from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
+from ._checks import clean_url
+from ._http import HTTPProvider
 from ._json import as_dict, as_list, as_str, parse_arguments
 from ._json import encode as encode_json
 from ._openai_reply import CUSTOM_CALL
-from ._origin import for_origin
+from ._origin import current_epoch, for_origin
+from ._request import cap_output, has_fees, openai_format
 
 if TYPE_CHECKING:
     from ..tools._tool import Tool
@@ -54,6 +57,12 @@ _SEALED_REASONING = "reasoning.encrypted_content"
 
 # Models that do not reason: asked for sealed reasoning, OpenAI refuses the request.
 _NOT_REASONING = ("gpt-3", "gpt-4", "chatgpt-", "gpt-5-chat")
+
+# Models from before there were schemas for answers.
+_NO_SCHEMA = re.compile(r"gpt-3|gpt-4(-|$)|gpt-4o-2024-05|chatgpt-|o1-(mini|preview)")
+
+# Tools that cost nothing but their tokens, besides functions.
+_NO_FEE = ("mcp", "tool_search", "local_shell", "apply_patch", "computer", "namespace")
 
 _NAMED_TOOLS = {"function", "custom"}  # all others are chosen by their type
 
@@ -75,8 +84,8 @@ class OpenAI(HTTPProvider):
     What has no option here is a field of the API's, for instance `extra_body={"reasoning": {"effort": "high"}}`.
 
     A conversation is stateless unless `store=True` or `previous_response_id=` says otherwise: then a request continues
-    from the last answer in its messages that came from here, was not interrupted and is kept by the server, and carries
-    only the messages after that one. As long as there is none, it continues from `previous_response_id` and carries all
+    from the last answer in its messages that came from here, was not interrupted, is kept by the server and was given since
+    the conversation was last changed (compacted, edited), and carries only the messages after that one. As long as there is none, it continues from `previous_response_id` and carries all
     messages, which are the new ones; answers that do not descend from that response are no candidates. The system
     prompt goes as `instructions`, which hold for one answer and are not piled up in the chain. `store=False` together
     with `previous_response_id=` keeps nothing new: every request continues from that response and carries all messages.
@@ -105,8 +114,9 @@ class OpenAI(HTTPProvider):
     def encode(self, request: Request, *, stream: bool) -> Call:
         """Say what to send."""
         messages = for_origin(request.messages, self.origin)
-        previous, known = self._continued(messages)
-        items = _items(messages, known, self.name, stateless=not self._chained)
+        previous, known = self._continued(messages, request.provider_state)
+        epoch = None if self._chained else current_epoch(request.messages)
+        items = _items(messages, known, self.name, verbatim=epoch)
         tools = self._tools(request.tools)
         prompt = None if _is_blank(request.system_prompt) else request.system_prompt
         if prompt and not self._chained:
@@ -126,8 +136,13 @@ class OpenAI(HTTPProvider):
         }
         body = {field: value for field, value in body.items() if value is not None}
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        body |= self.extra_body
+        cap_output(body, request.max_output_tokens, "max_output_tokens")
+        if request.output_schema is not None:
+            form = {"type": "json_schema", **openai_format(request.output_schema)}
+            body["text"] = {"format": form, **as_dict(body.get("text"))}
         path = "/responses" if urlsplit(self.base_url).path else "/v1/responses"
-        return Call(path, headers, encode_json(body | dict(self.extra_body)))
+        return Call(path, headers, encode_json(body))
 
     def decode(self, body: bytes) -> Response:
         """Say what a whole answer means."""
@@ -138,16 +153,28 @@ class OpenAI(HTTPProvider):
         return _openai_reply.OpenAIDecoder(self, self.previous_response_id)
 
     @property
+    def terms(self) -> Terms:
+        """What bounds the cost of a request, besides the price."""
+        tools = self.extra_body.get("tools", self._tools(()))
+        return Terms(enforces_cap=True, runs_on=True, server_tools=has_fees(tools, _NO_FEE))
+
+    @property
+    def native_output(self) -> bool:
+        """Whether the API holds an answer's text to `Request.output_schema`: for models since GPT-4o."""
+        return not _NO_SCHEMA.match(self.model.removeprefix("ft:"))
+
+    @property
     def _chained(self) -> bool:
         return bool(self.store) or (self.previous_response_id is not None and self.store is None)
 
-    def _continued(self, messages: Sequence[Message]) -> tuple[str | None, int]:
+    def _continued(self, messages: Sequence[Message], earlier: Mapping[str, Any] | None) -> tuple[str | None, int]:
         """Return the response to continue from, and how many of the messages it stands for."""
         if self._chained:
             for place in range(len(messages), 0, -1):
                 if response_id := self._kept(messages[place - 1]):
                     return response_id, place
-        return self.previous_response_id, 0
+        kept = as_str(as_dict(earlier).get("response_id")) if self._chained else ""
+        return self.previous_response_id or kept or None, 0
 
     def _kept(self, message: Message) -> str | None:
         """Return the id of a message's response, if one can continue from it."""
@@ -217,8 +244,12 @@ def _tool_choice(choice: str | None, tools: Sequence[Tool], encoded: Sequence[JS
     return {"type": "function", "name": choice}
 
 
-def _items(messages: Sequence[Message], known: int, provider: str, *, stateless: bool) -> list[JSONObject]:
-    """Return the items of the messages behind the first `known` ones, which the server has."""
+def _items(messages: Sequence[Message], known: int, provider: str, *, verbatim: int | None) -> list[JSONObject]:
+    """
+    Return the items of the messages behind the first `known` ones, which the server has.
+
+    `verbatim`: the epoch whose answers go back as they came.
+    """
     calls: dict[str, ToolUse] = {}
     items: list[JSONObject] = []
     for place, message in enumerate(messages):
@@ -228,7 +259,7 @@ def _items(messages: Sequence[Message], known: int, provider: str, *, stateless:
         if message.role == "user":
             items += _user_items(message, provider, calls)
         else:
-            items += _assistant_items(message, provider, verbatim=stateless)
+            items += _assistant_items(message, provider, verbatim=message.epoch == verbatim)
     return items
 
 

@@ -28,11 +28,13 @@ from .._messages import (
     Video,
 )
 from . import _openai_compat_reply, _vendors
-from ._base import Call, Request, Response, sent_arguments, unsupported
-from ._http import HTTPProvider, clean_url
+from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
+from ._checks import clean_url
+from ._http import HTTPProvider
 from ._json import as_dict, as_list, as_str
 from ._json import encode as encode_json
 from ._origin import for_origin
+from ._request import cap_output, has_fees, openai_format
 from ._vendors import VENDORS, Quirks
 
 if TYPE_CHECKING:
@@ -120,7 +122,10 @@ class OpenAICompat(HTTPProvider):
         body |= self.extra_body
         if not stream or body.get("stream_options") is False:
             body.pop("stream_options", None)  # servers refuse it in a buffered call
-        _cap(body, request.max_output_tokens, self.quirks.cap_field)
+        cap_output(body, request.max_output_tokens, self.quirks.cap_field, *_CAP_FIELDS)
+        if request.output_schema is not None and self.quirks.output_schema:
+            form = {"type": "json_schema", "json_schema": openai_format(request.output_schema)}
+            body.setdefault("response_format", form)
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         return Call(self.chat_path, headers, encode_json(body))
 
@@ -131,6 +136,21 @@ class OpenAICompat(HTTPProvider):
     def decoder(self) -> Decoder:
         """Return a decoder for one streamed answer."""
         return _openai_compat_reply.ChatDecoder(self)
+
+    @property
+    def terms(self) -> Terms:
+        """What bounds the cost of a request, besides the price."""
+        vendor = _vendors.vendor_at(self.base_url)
+        searches = self.model.endswith(":online") or any(self.extra_body.get(field) for field in _vendors.FEE_FIELDS)
+        return Terms(
+            enforces_cap=vendor is not None and vendor.env_key is not None,
+            server_tools=searches or has_fees(self.extra_body.get("tools"), ()),
+        )
+
+    @property
+    def native_output(self) -> bool:
+        """Whether the API holds an answer's text to `Request.output_schema`, also where there are tools."""
+        return self.quirks.output_schema
 
     def _tool(self, tool: Tool) -> JSONObject:
         if (native := tool.native.get(self.name)) is not None:
@@ -278,13 +298,3 @@ def _beside(payload: JSONObject) -> JSONObject:
 
 def _tool_choice(choice: str) -> str | JSONObject:
     return _TOOL_CHOICES.get(choice) or {"type": "function", "function": {"name": choice}}
-
-
-def _cap(body: JSONObject, cap: int | None, field: str) -> None:
-    """Write the cap on the answer: what `extra_body` has set may be lower, not higher."""
-    if cap is None:
-        return
-    given = [each for each in _CAP_FIELDS if each in body]
-    for each in given or [field]:
-        wanted = body.get(each)
-        body[each] = min(cap, wanted) if isinstance(wanted, int) else cap

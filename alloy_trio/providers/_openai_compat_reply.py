@@ -32,6 +32,7 @@ from ._json import decode as decode_json
 from ._json import encode as encode_json
 
 if TYPE_CHECKING:
+    from .._usage import Usage
     from ._base import WireEvents
     from ._http import HTTPProvider
     from ._sse import SSEEvent
@@ -119,6 +120,7 @@ class _Reply:
         self._id = self._model = self._native_word = ""
         self.word = ""  # the finish reason
         self._usage: JSONObject = {}
+        self.counts = False  # whether the last chunk had a usage report
 
     def take(self, chunk: JSONObject, *, whole: bool = False) -> WireEvents:
         """Take a chunk of a stream, or a whole answer. Raises the error that it reports."""
@@ -126,8 +128,10 @@ class _Reply:
         _raise_error(chunk, choice, status=200 if whole else None)
         self._id = self._id or as_str(chunk.get("id")) or str(chunk.get("created") or "")
         self._model = self._model or as_str(chunk.get("model"))
+        self.counts = False
         for usage in (choice.get("usage"), as_dict(chunk.get("x_groq")).get("usage"), chunk.get("usage")):
             self._usage.update((key, value) for key, value in as_dict(usage).items() if value is not None)
+            self.counts = self.counts or bool(usage)
         self._annotate(_sources(chunk)[len(self._notes) :])  # sent again, and longer, with each chunk
         message = None if whole else choice.get("delta")
         if message is None and not self._parts:  # some servers stream the whole answer as one chunk
@@ -157,9 +161,13 @@ class _Reply:
         return Response(
             message=self._provider.message(tuple(map(_block, self._parts)), self._model or None),
             stop_reason=stop_reason,
-            usage=_vendors.read_usage(self._usage, len(self._server_tools)),
+            usage=self.usage(),
             metadata=metadata,
         )
+
+    def usage(self) -> Usage:
+        """Return what the server has counted so far."""
+        return _vendors.read_usage(self._usage, len(self._server_tools))
 
     def _stop_reason(self) -> tuple[StopReason, JSONObject]:
         metadata: JSONObject = {}
@@ -348,7 +356,8 @@ class ChatDecoder(Decoder):
         if self._done or not data.startswith(b"{"):  # anything else keeps the connection alive
             return []
         chunk = as_dict(decode_json(data))
-        return self._reply.take({"error": chunk, **chunk} if event.event == "error" else chunk)
+        events = self._reply.take({"error": chunk, **chunk} if event.event == "error" else chunk)
+        return [*events, *self._report(self._reply.usage())] if self._reply.counts else events
 
 
 def decode(body: bytes, provider: HTTPProvider) -> Response:

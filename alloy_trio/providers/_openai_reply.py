@@ -292,6 +292,8 @@ class OpenAIDecoder(Decoder):
                 return self._delta(data, *_DELTAS[kind])
             case _ if error := data.get("error"):
                 raise from_error(error)
+            case "response.in_progress":
+                return self._report(_usage(as_dict(as_dict(data.get("response")).get("usage")), tuple(self._content)))
         return []
 
     def _item(self, event: JSONObject) -> GrowingItem:
@@ -363,4 +365,5 @@ class OpenAIDecoder(Decoder):
                 strangers.remove(item)
             item.close(raw)
         left = self._items[self._released :]
-        return [event for item in left if item.closed or not output for event in self._hand_over(item)]
+        events = [event for item in left if item.closed or not output for event in self._hand_over(item)]
+        return [*events, *self._report(_usage(as_dict(response.get("usage")), tuple(self._content)))]

@@ -5,8 +5,12 @@ What a model leaves in its messages besides text (reasoning, seals over it, item
 of call ids) is understood only where it came from; anywhere else it is a 400, or silently dropped. So each request sends
 the history as its target may read it, while the history itself stays as it was.
 
-Everything here is a pure function of a message and of those before it: a longer conversation never changes how a shorter
-one was sent, which prompt caches and sealed reasoning rely on.
+The same goes for what was said before the conversation was changed: reasoning is sealed over all that precedes it, so that of an
+earlier epoch is left out, wherever it came from. Text, calls and their results stay.
+
+Everything here is a pure function of a message, of those before it, and of the conversation's epoch: as long as nobody changes
+what was said, a longer conversation is sent with the shorter one as its beginning, which prompt caches and sealed reasoning
+rely on.
 """
 
 from __future__ import annotations
@@ -33,14 +37,21 @@ def fingerprint(provider: str, base_url: str, api_key: str | None) -> str:
     return _digest("\0".join((provider, base_url, api_key or "")))
 
 
+def current_epoch(messages: Iterable[Message]) -> int:
+    """Return the epoch of a conversation, the highest of its messages'. An answer of a lower one is stale."""
+    return max((message.epoch for message in messages), default=0)
+
+
 def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
     """
     Return the conversation as `origin` may read it.
 
     Messages that need no change are the same objects: all of that origin or of none, and the user's, unless they answer
     a call whose id was rewritten. Of foreign messages, reasoning becomes text; what is sealed, opaque, or about tools
-    that the provider ran is left out, and so is a message of which nothing remains.
+    that the provider ran is left out. Stale ones go without reasoning. Both go without `provider_state`, since no response
+    can continue from them, and not at all if nothing remains.
     """
+    epoch = current_epoch(messages)
     ids: dict[str, str] = {}  # the calls so far whose ids were rewritten; a later call may have the same id and keep it
     out: list[Message] = []
     for message in messages:
@@ -50,9 +61,12 @@ def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
         foreign = message.origin not in {None, origin}
         for call in message.tool_uses:
             ids[call.id] = portable_id(call.id) if foreign else call.id
-        if not foreign:
+        stale = message.epoch < epoch
+        if not foreign and not stale:
             out.append(message)
-        elif content := list(_portable(message.content)):
+            continue
+        blocks = [block for block in message.content if not (stale and isinstance(block, Thinking))]
+        if content := list(_portable(blocks)) if foreign else blocks:
             own = message if message.provider_state is None else attrs.evolve(message, provider_state=None)
             out.append(_with_content(own, content))
     return out

@@ -57,6 +57,8 @@ class Quirks:
         tool_media: Whether a tool's result may have images. Otherwise the model is told that there was one.
         images: Whether a user's message may have images.
         file_parts: Whether documents can be sent, as parts of type `file`.
+        output_schema: Whether the answer can be held to a JSON Schema, for all models and beside tools. Many refuse the one
+            with the other (Groq, Cerebras, Gemini before 3), and servers on one's own machine then call no tool any more.
     """
 
     cap_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -74,6 +76,7 @@ class Quirks:
     tool_media: bool = False
     images: bool = True
     file_parts: bool = False
+    output_schema: bool = False
 
 
 @attrs.frozen
@@ -106,7 +109,7 @@ VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
         "openai-chat": Vendor(  # `openai` is the Responses API; Azure serves both under one address
             "https://api.openai.com/v1",
             "OPENAI_API_KEY",
-            Quirks(cap_field="max_completion_tokens", tool_id_pattern=r".{1,40}", file_parts=True),
+            Quirks(cap_field="max_completion_tokens", tool_id_pattern=r".{1,40}", file_parts=True, output_schema=True),
             hosts=("openai.azure.com", "services.ai.azure.com", "cognitiveservices.azure.com"),
         ),
         "openrouter": Vendor("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", Quirks(file_parts=True)),
@@ -120,7 +123,7 @@ VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
         "mistral": Vendor(
             "https://api.mistral.ai/v1",
             "MISTRAL_API_KEY",
-            Quirks(stream_options=False, tool_id_pattern=r"[a-zA-Z0-9]{9}"),
+            Quirks(stream_options=False, tool_id_pattern=r"[a-zA-Z0-9]{9}", output_schema=True),
         ),
         "deepseek": Vendor(
             "https://api.deepseek.com",
@@ -128,7 +131,7 @@ VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
             attrs.evolve(_REASONING_BACK, images=False),
             hosts=("deepseek.com",),
         ),
-        "xai": Vendor("https://api.x.ai/v1", "XAI_API_KEY"),
+        "xai": Vendor("https://api.x.ai/v1", "XAI_API_KEY", Quirks(output_schema=True)),
         "gemini": Vendor("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
         "moonshot": Vendor(
             "https://api.moonshot.ai/v1",
@@ -158,14 +161,24 @@ VENDORS: Final[Mapping[str, Vendor]] = MappingProxyType(
 """The vendors by their short names, as in `"groq:model"`."""
 
 
-def quirks_for(base_url: str) -> Quirks:
-    """Return the quirks of the vendor whose address this is, or none."""
+FEE_FIELDS: Final = ("plugins", "web_search_options", "search_parameters")
+"""Fields of a request that ask for tools which the server runs, for a fee: OpenRouter, OpenAI and Perplexity, xAI."""
+
+
+def vendor_at(base_url: str) -> Vendor | None:
+    """Return the vendor whose address this is, if it is a known one."""
     host = urlsplit(base_url).hostname or ""
     for vendor in VENDORS.values():
         for domain in (urlsplit(vendor.base_url).hostname, *vendor.hosts):
             if host == domain or host.endswith(f".{domain}"):
-                return vendor.quirks
-    return Quirks()
+                return vendor
+    return None
+
+
+def quirks_for(base_url: str) -> Quirks:
+    """Return the quirks of the vendor whose address this is, or none."""
+    vendor = vendor_at(base_url)
+    return Quirks() if vendor is None else vendor.quirks
 
 
 STOP_REASONS: Final[Mapping[str, StopReason]] = MappingProxyType(

@@ -44,7 +44,7 @@ from ._talk import Input, converse
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from .._config import RunOptions
+    from .._options import RunOptions
     from ..providers._base import Provider
 
 _SIGNALS: Final = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}

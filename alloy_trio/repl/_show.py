@@ -26,7 +26,7 @@ from ..providers._json import encode
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .._config import RunOptions
+    from .._options import RunOptions
     from .._result import Result
     from .._usage import Usage
     from .._util import JSONObject

@@ -25,7 +25,7 @@ from ._show import DIM, Output, Screen, explain, say_cancelled, shortfall, show_
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .._config import RunOptions
+    from .._options import RunOptions
 
 _CHUNK = 1 << 16
 _MAX_INPUT = 8 << 20  # bytes of standard input that become a prompt

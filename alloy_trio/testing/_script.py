@@ -19,7 +19,8 @@ from ..providers._json import encode
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .._config import Options
+    from .._options import Options
+    from .._price import Price
     from .._result import Result
     from .._util import JSONObject
     from ..providers._base import Emit
@@ -79,6 +80,8 @@ class ScriptedProvider:
     Attributes:
         name: `scripted`, or yours.
         model: `scripted`, or yours.
+        price: What its tokens cost, None for unknown: runs under a budget need one.
+        native_output: Whether it says to heed `Request.output_schema`; the script has to.
         requests: What was asked so far.
     """
 
@@ -89,9 +92,13 @@ class ScriptedProvider:
         name: str = "scripted",
         model: str = "scripted",
         usage: Usage = Usage(input_tokens=10, output_tokens=5),  # noqa: B008 - frozen
+        price: Price | None = None,
+        native_output: bool = False,
     ) -> None:
         self.name = name
         self.model = model
+        self.price = price
+        self.native_output = native_output
         self.requests: list[Request] = []
         if isinstance(replies, str):
             raise InvalidOption(f"replies={replies!r} has to be a list of replies, even of one")

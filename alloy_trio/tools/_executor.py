@@ -1,7 +1,7 @@
 """
 Running the calls of one answer, in three steps: prepare, execute, finalize.
 
-    prepare    in order: look the tool up, validate the input. What fails here is answered and never runs.
+    prepare    in order: look the tool up, validate the input, ask the gate. What fails here is answered and never runs.
     execute    consecutive concurrent calls side by side in a nursery, each in its own cancel scope; a call whose tool is
                not concurrent is a barrier. Calls start in the order the model made them.
     finalize   one result per call, in that order, whatever happened.
@@ -25,8 +25,10 @@ import trio
 
 from .._errors import ToolError
 from .._events import Custom, ToolEnd, ToolStart
+from .._gate import BlockCall, EditCall
 from .._messages import Outcome, Text, ToolResult, ToolUse
 from .._result import ToolCall
+from .._telemetry import ToolStarted, ToolStopped, is_on, tell
 from ._context import ToolContext
 from ._output import ToolOutput, clip, render
 from ._threads import ThreadResult, call_in_thread
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .._events import Event
+    from .._gate import Gate
 
 _LONGEST_ERROR = 2000  # characters of an exception that the model is shown
 
@@ -65,6 +68,7 @@ class ToolSettings:
         context: The user's.
         deps: The user's.
         correlation_id: The run's.
+        session_id: The run's session.
     """
 
     tools: Mapping[str, Tool]
@@ -76,11 +80,12 @@ class ToolSettings:
     context: Mapping[str, Any]
     deps: Any
     correlation_id: str
+    session_id: str = ""
 
 
 @attrs.define
 class _Invocation:
-    """One call on its way: `outcome` is None until it has ended."""
+    """One call on its way: `outcome` is None until it has ended. `use` has the input that runs."""
 
     use: ToolUse
     tool: Tool | None = None
@@ -91,6 +96,7 @@ class _Invocation:
     duration: float = 0.0
     start_seq: int | None = None
     end_seq: int | None = None
+    exception: Exception | None = None
 
     @property
     def concurrent(self) -> bool:
@@ -113,6 +119,8 @@ class _Invocation:
                 self.duration = trio.current_time() - self.started
 
     def fail(self, error: Exception) -> None:
+        error = _single(error)
+        self.exception = self.exception or error
         self.end("error", _explain(self.use, error))
 
     @property
@@ -132,10 +140,24 @@ class _Invocation:
 class Batch:
     """The calls of one answer. Run it once; its results are there at any time after."""
 
-    def __init__(self, calls: Sequence[ToolUse], settings: ToolSettings, emit: EmitNumbered) -> None:
+    def __init__(self, calls: Sequence[ToolUse], settings: ToolSettings, emit: EmitNumbered, turn: int = 1) -> None:
         self._settings = settings
         self._emit = emit
+        self._turn = turn
         self._invocations = [self._prepare(use) for use in calls]
+
+    async def admit(self, gate: Gate) -> None:
+        """Ask the gate about each call that is to run, in order. Before `run`, and all of them: raises what the gate does."""
+        for invocation in self._invocations:
+            if invocation.outcome is not None:
+                continue
+            match await gate(invocation.use):
+                case BlockCall(reason):
+                    logger.info("tool call %s %s blocked: %s", invocation.use.name, invocation.use.id, reason)
+                    invocation.end("blocked", f"Blocked: {reason}")
+                case EditCall(edited):
+                    invocation.use = attrs.evolve(invocation.use, input=edited)
+                    self._parse(invocation)
 
     async def run(self) -> None:
         """Run all calls. Raises nothing of what a tool raises, except what is no `Exception`."""
@@ -211,16 +233,30 @@ class Batch:
                 "error", f"invalid input: expected a JSON object at `$`, got: {clip(use.invalid_input, 500)}"
             )
         else:
-            try:
-                # A copy: what a tool does to its arguments must not change the call in the history.
-                invocation.arguments = tool.parse(copy.deepcopy(use.input))
-            except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
-                invocation.fail(error)
-        if invocation.outcome is not None:
-            logger.warning("tool call %s %s refused: %s", use.name, use.id, _text(invocation.output))
+            self._parse(invocation)
+            return invocation
+        _log_refused(invocation)
         return invocation
 
+    @staticmethod
+    def _parse(invocation: _Invocation) -> None:
+        assert invocation.tool is not None
+        try:
+            # A copy: what a tool does to its arguments must not change the call in the history.
+            invocation.arguments = invocation.tool.parse(copy.deepcopy(invocation.use.input))
+        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+            invocation.fail(error)
+            _log_refused(invocation)
+
     async def _run_one(self, invocation: _Invocation) -> None:
+        told = self._tell_start(invocation)
+        try:
+            await self._execute(invocation)
+        finally:
+            if told is not None:
+                self._tell_stop(told, invocation)
+
+    async def _execute(self, invocation: _Invocation) -> None:
         tool = invocation.tool
         if invocation.outcome is None and tool is not None:
             timeout = self._settings.timeout if tool.timeout is None else tool.timeout
@@ -272,6 +308,46 @@ class Batch:
             limiter=self._settings.limiter,
         )
 
+    def _tell_start(self, invocation: _Invocation) -> ToolStarted | None:
+        if not is_on():
+            return None
+        use, seq = invocation.use, invocation.start_seq
+        assert seq is not None
+        told = ToolStarted(
+            session_id=self._settings.session_id,
+            correlation_id=self._settings.correlation_id,
+            turn=self._turn,
+            id=use.id,
+            name=use.name,
+            input=use.input,
+            seq=seq,
+        )
+        tell(told)
+        return told
+
+    @staticmethod
+    def _tell_stop(told: ToolStarted, invocation: _Invocation) -> None:
+        # Without an outcome there is a cancel on its way: the batch is settled behind it.
+        outcome, duration = invocation.outcome or "cancelled", invocation.duration
+        if invocation.outcome is None and invocation.started is not None:
+            duration = trio.current_time() - invocation.started
+        tell(
+            ToolStopped(
+                session_id=told.session_id,
+                correlation_id=told.correlation_id,
+                turn=told.turn,
+                id=told.id,
+                name=told.name,
+                duration=duration,
+                outcome=outcome,
+                error=invocation.error,
+                exception=invocation.exception,
+                seq=invocation.end_seq,
+                start_seq=told.seq,
+                content=() if invocation.outcome is None else invocation.result().content,
+            )
+        )
+
     def _context(self, use: ToolUse) -> ToolContext[Any]:
         async def emit(event: Custom) -> None:
             await self._emit(event)
@@ -306,6 +382,10 @@ class Batch:
         )
 
 
+def _log_refused(invocation: _Invocation) -> None:
+    logger.warning("tool call %s %s refused: %s", invocation.use.name, invocation.use.id, _text(invocation.output))
+
+
 def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
     """Split at the barriers: runs of concurrent calls, and the others one by one."""
     group: list[_Invocation] = []
@@ -321,10 +401,14 @@ def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
         yield group
 
 
-def _explain(use: ToolUse, error: Exception) -> str:
-    """Say on one line what a tool raised; what its author did not mean for the model goes to the log in full."""
+def _single(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    return error
+
+
+def _explain(use: ToolUse, error: Exception) -> str:
+    """Say on one line what a tool raised; what its author did not mean for the model goes to the log in full."""
     if isinstance(error, ToolError):
         return str(error) or type(error).__name__
     logger.error("tool %s raised", use.name, exc_info=error)

@@ -1,0 +1,96 @@
+"""Who is told of what happens in a run, in order, and by which number."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import trio
+
+from . import _telemetry
+from ._events import Envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._events import Event
+
+logger = logging.getLogger("alloy_trio")
+
+OnEvent: TypeAlias = "Callable[[Envelope], object]"
+
+
+class Sink(Protocol):
+    """Takes the envelopes of one read, in order, and returns when they have been taken."""
+
+    def __call__(self, batch: tuple[Envelope, ...], /) -> Awaitable[None]:
+        """Hand over `batch`."""
+        ...
+
+
+class Emitter:
+    """Numbers the events of a run and hands them to whoever listens, in order."""
+
+    def __init__(self, correlation_id: str, on_event: OnEvent | None, sink: Sink | None) -> None:
+        self.correlation_id = correlation_id
+        self.turn = 0
+        self._seq = 0
+        self._on_event = on_event
+        self._sink = sink
+        # Two tools that end at once must not overtake each other in an async callback; a channel keeps order by itself.
+        self._order = trio.StrictFIFOLock()
+
+    async def emit(self, *events: Event) -> int:
+        """Hand over `events` and return when all listeners have had them; gives the number of the first."""
+        first, batch = self._number(events)
+        if batch:
+            if self._on_event is not None:
+                async with self._order:
+                    for envelope in batch:
+                        await self._call_back(self._on_event, envelope)
+            if self._sink is not None:
+                await self._sink(batch)
+        return first
+
+    def emit_nowait(self, *events: Event) -> int:
+        """Tell an `on_event` that is no async function, and nobody else, without waiting: for a run that is being cancelled."""
+        first, batch = self._number(events)
+        if self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
+            for envelope in batch:
+                answer = self._safely(self._on_event, envelope)
+                if inspect.iscoroutine(answer):
+                    answer.close()
+        return first
+
+    def _number(self, events: tuple[Event, ...]) -> tuple[int, tuple[Envelope, ...]]:
+        first = self._seq + 1
+        self._seq += len(events)
+        if not (events and (self._on_event or self._sink or _telemetry.is_on())):
+            return first, ()
+        now = time.time()
+        batch = tuple(
+            Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
+            for seq, event in enumerate(events, first)
+        )
+        if _telemetry.is_on():
+            for envelope in batch:
+                _telemetry.tell(envelope)
+        return first, batch
+
+    async def _call_back(self, on_event: OnEvent, envelope: Envelope) -> None:
+        try:
+            answer = on_event(envelope)
+            if inspect.isawaitable(answer):
+                await answer
+        except Exception:
+            logger.exception("on_event raised; the run goes on")
+
+    @staticmethod
+    def _safely(on_event: OnEvent, envelope: Envelope) -> object:
+        try:
+            return on_event(envelope)
+        except Exception:
+            logger.exception("on_event raised; the run goes on")
+            return None

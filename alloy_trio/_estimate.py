@@ -1,0 +1,239 @@
+"""
+How many tokens something is, before a provider has counted them.
+
+A `Size` is what can be measured exactly and never changes: bytes of text, and for media the tokens of a table. An `Estimator`
+turns sizes into tokens. It starts at four bytes a token and learns from each prompt whose tokens the provider reports, so that
+code, Chinese or a new tokenizer are counted right after the first answer. Text is linear in its bytes, so sizes add up, and the
+size of a conversation is kept by adding that of each message as it comes.
+
+What the media table is made of (the vendors' figures of 2026): a 4K screenshot is 3,069 tokens for Claude 5.5; a page of a PDF is
+sent as text and as an image, about 3,000; Gemini counts 32 tokens a second of sound and 263 of video. Seconds and pages are
+guessed from the length of the data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+import attrs
+import msgspec
+import trio
+
+from ._messages import (
+    Audio,
+    Document,
+    Image,
+    Opaque,
+    ServerToolResult,
+    ServerToolUse,
+    Text,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    Video,
+)
+
+if TYPE_CHECKING:
+    from ._messages import Block, Message
+
+_FRAME = 24  # bytes: about six tokens that mark where a message begins and ends
+_CALL_FRAME = 64  # bytes: the markup of a call or of a result
+_BYTES_PER_TOKEN = 4.0
+_PLAUSIBLE = (0.5, 12.0)  # bytes a token; what implies other values was not counted by a tokenizer
+_LEAST_PROMPT = 1000  # bytes; below, what the provider adds of its own (a preamble, markers) weighs too much
+_NEWEST = 0.3  # the weight of the newest report in the average
+
+_IMAGE = 3000
+_PAGE = 3000
+_MOST_PAGES = 100
+
+Media: TypeAlias = Image | Audio | Video | Document
+
+
+@attrs.frozen
+class Size:
+    """
+    How large something is; what it is in tokens depends on the model.
+
+    Attributes:
+        text: Bytes of text, as UTF-8.
+        media: Tokens of images, sound, video and documents, by a table.
+    """
+
+    text: int = 0
+    media: int = 0
+
+    def __add__(self, other: Self) -> Size:
+        return Size(self.text + other.text, self.media + other.media)
+
+    def __sub__(self, other: Self) -> Size:
+        return Size(self.text - other.text, self.media - other.media)
+
+    def __bool__(self) -> bool:
+        return self.text > 0 or self.media > 0
+
+
+_NOTHING = Size()
+
+
+@attrs.frozen
+class _Rate:
+    """What data of a kind costs: a token for so many bytes, within limits, and a fixed guess for what lies elsewhere."""
+
+    bytes_per_token: int
+    least: int
+    most: int
+    elsewhere: int
+
+    def tokens(self, data: str | None) -> int:
+        if data is None:
+            return self.elsewhere
+        return min(max(_decoded(data) // self.bytes_per_token, self.least), self.most)
+
+
+_RATES: dict[type[Media], _Rate] = {
+    Image: _Rate(1, _IMAGE, _IMAGE, _IMAGE),
+    Audio: _Rate(500, 32, 500_000, 60 * 32),  # 128 kbit a second
+    Video: _Rate(400, 263, 1_000_000, 60 * 263),  # 840 kbit a second; never less than sound of the same length
+    Document: _Rate(20, _PAGE, _MOST_PAGES * _PAGE, 10 * _PAGE),  # 60 kB a page
+}
+
+
+def measure_text(text: str) -> Size:
+    """Return the size of plain text."""
+    return Size(_bytes(text))
+
+
+def measure_json(value: Any) -> Size:
+    """Return the size of JSON data, such as a tool's schema. `value` is any; what is no JSON is measured by its `repr`."""
+    return Size(_json(value))
+
+
+def measure(message: Message, *, reasoning: bool = True) -> Size:
+    """
+    Return the size of a message; one of which nothing is sent has none.
+
+    `reasoning=False` leaves its reasoning out: that of an earlier epoch is not sent.
+    """
+    size = _NOTHING
+    for block in message.content:
+        if reasoning or not isinstance(block, Thinking):
+            size += measure_block(block)
+    return size + Size(_FRAME) if size else size
+
+
+def measure_block(block: Block) -> Size:
+    """Return the size of a block, as far as it is sent: text, arguments, results, what a provider wants back, media."""
+    match block:
+        case Text(text=text, annotations=annotations, provider_data=data):
+            return Size(_bytes(text) + sum(map(_json, annotations)) + _optional(data))
+        case Thinking():
+            return Size(_reasoning(block))
+        case ToolUse() | ServerToolUse():
+            return _call(block)
+        case ToolResult(tool_use_id=call, content=content):
+            return sum(map(measure_block, content), Size(_CALL_FRAME + _bytes(call)))
+        case ServerToolResult(payload=payload) | Opaque(payload=payload):
+            return Size(_json(payload))
+        case Image() | Audio() | Video() | Document():
+            return _media(block)
+
+
+def _call(call: ToolUse | ServerToolUse) -> Size:
+    """Measure a call. What the provider attached counts where it is the longer part: it may repeat the arguments."""
+    invalid = call.invalid_input if isinstance(call, ToolUse) else None
+    arguments = _json(call.input) if invalid is None else _bytes(invalid)
+    return Size(_CALL_FRAME + _bytes(call.id) + _bytes(call.name) + max(arguments, _optional(call.provider_data)))
+
+
+def _reasoning(block: Thinking) -> int:
+    """Measure the text or the seal, whichever is longer: the seal holds the whole text, encrypted, and is read instead."""
+    seal = 0 if block.signature is None else _bytes(block.signature)
+    return max(_bytes(block.text), seal, _optional(block.provider_data))
+
+
+def _media(block: Media) -> Size:
+    data = block.data
+    if data is None and (block.uri or "").startswith("data:"):
+        data = block.uri
+    kind = block.mime_type.lower()
+    if (
+        isinstance(block, Document)
+        and data is not None
+        and (kind.startswith("text/") or kind.endswith(("json", "xml")))
+    ):
+        return Size(_FRAME + _decoded(data))
+    return Size(0, _RATES[type(block)].tokens(data))
+
+
+def _decoded(base64: str) -> int:
+    return len(base64) * 3 // 4
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _optional(data: Any) -> int:
+    return _json(data) if data else 0
+
+
+def _json(value: Any) -> int:
+    try:
+        return len(msgspec.json.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return _bytes(repr(value))
+
+
+class Estimator:
+    """
+    Turns sizes into tokens for one model, and learns from what its provider reports.
+
+    Attributes:
+        bytes_per_token: What it has learned; 4.0 before.
+        calibrated: Whether it has learned anything.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_per_token = _BYTES_PER_TOKEN
+        self.calibrated = False
+
+    @property
+    def margin(self) -> float:
+        """By what to multiply an estimate that must not be too low: 1.5, or 1.1 once it is calibrated."""
+        return 1.1 if self.calibrated else 1.5
+
+    def tokens(self, size: Size) -> int:
+        """Return about how many tokens it is, rounded down."""
+        return int(size.text / self.bytes_per_token) + size.media
+
+    def learn(self, size: Size, prompt_tokens: int) -> None:
+        """
+        Take what the provider counted for a prompt of that size, cached tokens included.
+
+        Ignored are small prompts, those that media make up much of, and counts that no tokenizer gives: a server that
+        counts otherwise, or a script.
+        """
+        if size.text < _LEAST_PROMPT or prompt_tokens <= 4 * size.media:
+            return
+        ratio = size.text / (prompt_tokens - size.media)
+        if not _PLAUSIBLE[0] <= ratio <= _PLAUSIBLE[1]:
+            return
+        weight = _NEWEST if self.calibrated else 1.0
+        self.bytes_per_token += weight * (ratio - self.bytes_per_token)
+        self.calibrated = True
+
+
+_estimators: trio.lowlevel.RunVar[dict[tuple[str, str | None], Estimator]] = trio.lowlevel.RunVar(
+    "alloy_trio.estimators"
+)
+
+
+def estimator_for(provider: str, model: str | None) -> Estimator:
+    """Return the estimator of a provider's model: the same one for all runs inside one `trio.run`."""
+    try:
+        known = _estimators.get()
+    except LookupError:
+        known = {}
+        _estimators.set(known)
+    return known.setdefault((provider, model), Estimator())

@@ -1,0 +1,202 @@
+"""
+Conversations made shorter without asking anybody: pure functions from messages to messages.
+
+What need not change is the same object. No message is left without a block, and no call without its result.
+"""
+
+from __future__ import annotations
+
+import bisect
+import operator
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
+
+import attrs
+
+from ._estimate import measure_block
+from ._messages import (
+    Audio,
+    Block,
+    Document,
+    Image,
+    Message,
+    ResultBlock,
+    ServerToolResult,
+    ServerToolUse,
+    Text,
+    ToolResult,
+    ToolUse,
+    Video,
+)
+from ._summary import LEFT_OUT, clip, summary_in, summary_message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PLACEHOLDER = "[This old tool result was removed to save room.]"
+
+_CUT_TEXT = 200  # characters that truncation leaves of an old answer
+_LEAST = 400  # bytes that clipping leaves of a block
+_LEVELS = (32_000, 8_000, 2_000, _LEAST)  # bytes of a block: the first with which everything fits
+
+Messages: TypeAlias = tuple[Message, ...]
+
+
+class Surplus(Protocol):
+    """Says by how many bytes a conversation is too large; 0 or less if it is not."""
+
+    def __call__(self, messages: Sequence[Message], *, comfortably: bool = False) -> int:
+        """Measure `messages`; `comfortably` against what they should take, not what they may."""
+        ...
+
+
+def where_to_cut(messages: Sequence[Message]) -> list[int]:
+    """Return where a conversation can be cut in two: behind each of these places no call is answered that was made before it."""
+    asked: dict[str, int] = {}
+    inside = set[int]()
+    for place, message in enumerate(messages):
+        for block in message.content:
+            match block:
+                case ToolUse(id=call) | ServerToolUse(id=call):
+                    asked[call] = place
+                case ToolResult(tool_use_id=call) | ServerToolResult(tool_use_id=call):
+                    inside.update(range(asked.get(call, place - 1) + 1, place + 1))
+    return [place for place in range(len(messages)) if place not in inside]
+
+
+def clear_results(messages: Messages, *, spared: int) -> Messages:
+    """Put a placeholder in place of tool results, except the last `spared` ones and those that are no longer than it."""
+    results = [result for message in messages for result in message.tool_results]
+    old = {id(result) for result in results[: len(results) - max(spared, 0)]}
+    return _changed(messages, lambda _, block: _cleared(block) if id(block) in old else block)
+
+
+def truncate(messages: Messages) -> Messages:
+    """Clear all tool results, and cut the text of answers after its first 200 characters."""
+
+    def shorten(message: Message, block: Block) -> Block:
+        if isinstance(block, Text) and message.role == "assistant" and len(block.text) > _CUT_TEXT:
+            return Text(block.text[:_CUT_TEXT] + "…")
+        return _cleared(block)
+
+    return _changed(messages, shorten)
+
+
+def squeeze(messages: Messages, surplus: Surplus, *, drop: bool) -> Messages:
+    """
+    Make a conversation fit, whatever it takes; it may still not.
+
+    First tool results are clipped, the oldest first; then other blocks, the longest first; then, with `drop`, the oldest
+    messages go. What the user says in the last message stays as it is.
+    """
+    messages = _clip_results(messages, surplus(messages))
+    for longest in _LEVELS:
+        if surplus(messages) <= 0:
+            return messages
+        messages = _clip_blocks(messages, longest)
+    return without_oldest(messages, surplus, keep=1) if drop and surplus(messages) > 0 else messages
+
+
+def _changed(messages: Messages, change: Callable[[Message, Block], Block]) -> Messages:
+    """Return the messages with each block changed, from the first to the last."""
+    changed = []
+    for message in messages:
+        blocks = [change(message, block) for block in message.content]
+        same = all(map(operator.is_, blocks, message.content))
+        changed.append(message if same else attrs.evolve(message, content=blocks))
+    return tuple(changed)
+
+
+def _cleared(block: Block) -> Block:
+    if not isinstance(block, ToolResult):
+        return block
+    cleared = attrs.evolve(block, content=PLACEHOLDER)
+    return cleared if _weight(cleared) < _weight(block) else block
+
+
+def _weight(block: Block) -> int:
+    """Return the size of a block in bytes, media included."""
+    size = measure_block(block)
+    return size.text + 4 * size.media
+
+
+def _clip_results(messages: Messages, surplus: int) -> Messages:
+    def shorten(part: ResultBlock) -> ResultBlock:
+        nonlocal surplus
+        if surplus <= 0:
+            return part
+        clipped = _clip_to(part, _weight(part) - surplus)
+        surplus -= _weight(part) - _weight(clipped)
+        return clipped
+
+    return _changed(messages, lambda _, block: _with_parts(block, shorten))
+
+
+def _with_parts(block: Block, change: Callable[[ResultBlock], ResultBlock]) -> Block:
+    """Return a tool result with each part of its content changed; any other block as it is."""
+    if not isinstance(block, ToolResult):
+        return block
+    parts = [change(part) for part in block.content]
+    return block if all(map(operator.is_, parts, block.content)) else attrs.evolve(block, content=parts)
+
+
+def _clip_blocks(messages: Messages, longest: int) -> Messages:
+    last = messages[-1]
+
+    def shorten(message: Message, block: Block) -> Block:
+        return block if message is last and message.role == "user" else _clip_to(block, longest)
+
+    return _changed(messages, shorten)
+
+
+@overload
+def _clip_to(block: ResultBlock, longest: int) -> ResultBlock: ...
+@overload
+def _clip_to(block: Block, longest: int) -> Block: ...
+def _clip_to(block: Block, longest: int) -> Block:
+    """Return a block of about that many bytes: itself, if it is no longer, or of a kind that cannot be clipped."""
+    longest = max(longest, _LEAST)
+    if _weight(block) <= longest:
+        return block
+    match block:
+        case Text(text=text):
+            return Text(clip(text, longest))
+        case ToolUse(invalid_input=str(raw)):
+            return attrs.evolve(block, invalid_input=clip(raw, longest))
+        case ToolUse(input=arguments):
+            return attrs.evolve(block, input=_clip_strings(arguments, longest))
+        case ToolResult():
+            return _with_parts(block, lambda part: _clip_to(part, longest))
+        case Image() | Audio() | Video() | Document():
+            return Text(f"[{type(block).__name__} ({block.mime_type}) was removed to save room.]")
+    return block
+
+
+def _clip_strings(value: Any, longest: int) -> Any:
+    match value:
+        case str():
+            return clip(value, longest)
+        case dict():
+            return {key: _clip_strings(member, longest) for key, member in value.items()}
+        case list():
+            return [_clip_strings(member, longest) for member in value]
+    return value
+
+
+def without_oldest(messages: Messages, surplus: Surplus, *, keep: int) -> Messages:
+    """
+    Leave out what follows the first message, and the summary if there is one, until the rest fits comfortably.
+
+    The last `keep` messages stay, whether it fits or not.
+    """
+    places = [place for place in where_to_cut(messages) if 0 < place <= len(messages) - keep]
+    if not places:
+        return messages
+    head = messages[: places[0]]
+    if summary_in(messages[places[0]]) is not None:
+        head += (messages[places.pop(0)],)
+    else:
+        head += (summary_message(LEFT_OUT),)
+    shorter = [head + messages[place:] for place in places]
+    fitting = bisect.bisect_left(shorter, 0, key=lambda rest: -surplus(rest, comfortably=True))
+    found = shorter[min(fitting, len(shorter) - 1)] if shorter else messages
+    return found if surplus(found) < surplus(messages) else messages

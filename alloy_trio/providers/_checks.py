@@ -1,0 +1,53 @@
+"""What a user may give a provider that speaks HTTP, checked before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from .._errors import InvalidOption
+from .._price import Price
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import attrs
+
+_FRAMING = {"content-length", "transfer-encoding"}
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
+
+
+def clean_url(url: str) -> str:
+    """Return a base URL without its last slash. Raises `InvalidOption`."""
+    if not url.startswith(("http://", "https://")):
+        raise InvalidOption(f"base_url={url!r} is no address: it has to begin with http:// or https://")
+    return url.rstrip("/")
+
+
+def clean_key(key: str | None) -> str | None:
+    """Return a key without white space around it, None if nothing is left. Raises `InvalidOption`."""
+    if key is None:
+        return None
+    if not (key := key.strip()).isascii() or not key.isprintable():
+        raise InvalidOption("the API key has characters that no HTTP header may carry: copy it again")
+    return key or None
+
+
+def check_headers(_: object, field: attrs.Attribute[Any], headers: Mapping[str, Any]) -> None:
+    """Refuse what HTTP cannot carry, by name: a value may be a secret."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
+            raise InvalidOption(f"{field.name} has {name!r}, which is no name of an HTTP header, or not yours to set")
+        if not isinstance(value, str) or not value.isascii() or not value.isprintable() or value != value.strip():
+            raise InvalidOption(
+                f"{field.name} has a value for {name} that no HTTP header may carry: it takes printable ASCII, "
+                "without white space around it"
+            )
+
+
+def check_price(_: object, __: object, price: Any) -> None:
+    """Refuse what is no price."""
+    if price is not None and not isinstance(price, Price):
+        raise InvalidOption(
+            f'price={price!r} is no price: write Price("3", "15"), dollars per million tokens of input and of output'
+        )

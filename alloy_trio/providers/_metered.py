@@ -1,0 +1,270 @@
+"""
+What each attempt costs: reserved before it is sent, measured while it streams, settled when it is over.
+
+`Metered` wraps a provider, inside retry and fallback, so that an attempt is one HTTP request, and whoever asks (a run, its
+compaction, a sub-agent) pays the same way. Nothing else mentions money.
+
+    before     the prompt's estimate with a margin, and the cap on the answer, at the model's price, are reserved in every
+               budget around the caller. The cap that was granted is what the provider is told.
+    meanwhile  what arrives is counted (`_meter`). Where the count passes what is reserved, and no more is to be had, the
+               attempt is cut by its cancel scope: the delta that passed it is the last that is handed over.
+    after      settled at what the provider reports. Without a report: at nothing, if it refused before it began to answer; at
+               the whole reservation, if it goes on generating without us; else at the prompt's estimate and 1.25 times what
+               was received. Usage says then that it is `estimated`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+import trio
+
+from .._budget import Account, Ask, BudgetExhausted, Reservation, around, reserve
+from .._errors import UnknownPrice, WireError
+from .._estimate import Size, estimator_for, measure, measure_text
+from .._events import UsageUpdate
+from .._messages import Message
+from .._price import Price, per_token, prompt_tokens
+from .._telemetry import RequestStarted, RequestStopped, is_on, tell
+from .._usage import Usage
+from ._base import Emit, Provider, Request, Response, StopReason, provider_model, provider_name, terms_of
+from ._json import encode
+from ._meter import Meter
+
+if TYPE_CHECKING:
+    from .._catalog import ModelInfo
+    from .._events import ProviderEvent
+    from ..tools._tool import Tool
+
+_ASKED = 8192  # tokens of an answer that are asked for under a budget where nobody has set a cap
+_LEAST = 1024  # tokens below which an answer is not worth asking for
+_AT_THE_CAP = 0.95  # of it: vendors do not all count alike
+
+
+class Metered:
+    """
+    A provider whose every request is paid for.
+
+    Attributes:
+        provider: The provider itself.
+        name: Its name.
+        model: Its model, if it says.
+        price: What the model costs: the provider's own price, else the catalog's; None where it is not known.
+    """
+
+    def __init__(self, provider: Provider, info: ModelInfo | None, *, streaming: bool) -> None:
+        self.provider = provider
+        self.name = provider_name(provider)
+        self.model = provider_model(provider)
+        own = getattr(provider, "price", None)
+        self.price: Price | None = own if isinstance(own, Price) or info is None else info.price
+        self._limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
+        self._streams = streaming and hasattr(provider, "stream")
+
+    def check(self) -> None:
+        """
+        See that a budget around the caller can be kept.
+
+        Raises:
+            UnknownPrice: There is one, and what this provider costs is not known.
+        """
+        if not around().budgets:
+            return
+        if self.price is None:
+            raise UnknownPrice(
+                f"a budget is set, and the price of {self.name}:{self.model} is not known: give the provider "
+                'price=Price("3", "15") (dollars per million tokens), or Price.free()'
+            )
+        if terms_of(self.provider).server_tools and self.price.server_tool_call is None:
+            raise UnknownPrice(
+                f"a budget is set, and {self.name} runs tools of its own for a fee that is not known: give the provider "
+                "price=Price(…, server_tool_call=…), in dollars a call"
+            )
+
+    async def complete(self, request: Request) -> Response:
+        """Do what `stream` does, for somebody who does not listen."""
+        return await self.stream(request, _ignore)
+
+    async def stream(self, request: Request, emit: Emit) -> Response:
+        """
+        Ask the provider, whether it streams or not, and pay for it.
+
+        Raises:
+            BudgetExhausted: There is no money for it, or it was cut, or its answer stopped at a cap which the budget set.
+            UnknownPrice: As `check` does.
+            Exception: What the provider raises.
+        """
+        self.check()
+        size = measured(request)
+        attempt, request = await self._reserve(request, size)
+        response, error, usage = None, None, Usage()
+        told = self._tell_start(attempt.account, request)
+        try:
+            with attempt.scope:
+                response = self._check(await self._perform(request, attempt.emit(emit)))
+        except Exception as caught:
+            error = caught
+            raise
+        finally:
+            usage = attempt.settle(response, error)
+            if told is not None:
+                tell(_stopped(told, attempt, response, error, usage))
+        if response is None:
+            raise BudgetExhausted
+        if usage.estimated and not response.usage.estimated:
+            response = attrs.evolve(response, usage=usage)
+        else:
+            attempt.meter.estimator.learn(size, prompt_tokens(usage))
+        if attempt.stopped_at_lowered_cap(response):
+            raise BudgetExhausted(response)
+        return response
+
+    async def _reserve(self, request: Request, size: Size) -> tuple[_Attempt, Request]:
+        """Set aside what the request may cost, and return it with the cap that this allows."""
+        terms, surroundings = terms_of(self.provider), around()
+        estimator = estimator_for(self.name, self.model)
+        prompt = estimator.tokens(size)
+        limited, asked = bool(surroundings.budgets), request.max_output_tokens
+        if limited and self.price is not None:
+            most = math.ceil(prompt * estimator.margin)
+            rates = self.price.for_prompt(most)
+            asked = asked or int(min(self._limit, _ASKED + terms.thinking_budget))
+            ask = Ask(
+                fixed=most * per_token(max(rates.input, rates.cached(hour=True)) if terms.caches else rates.input),
+                rate=per_token(rates.output),
+                wanted=asked,
+                least=min(asked, min(asked, _LEAST) + terms.thinking_budget),
+            )
+            reservation = await reserve(ask)
+            request = attrs.evolve(request, max_output_tokens=reservation.tokens)
+        else:
+            reservation = Reservation(0, Decimal(0), surroundings.account, ())
+        meter = Meter(estimator, self.price, terms, prompt, reservation, limited)
+        return _Attempt(meter, surroundings.account or Account(), asked, reservation.tokens), request
+
+    async def _perform(self, request: Request, emit: Emit) -> Response:
+        if self._streams:
+            return await self.provider.stream(request, emit)  # type: ignore[attr-defined, no-any-return] # it has one
+        return await self.provider.complete(request)
+
+    def _tell_start(self, account: Account, request: Request) -> RequestStarted | None:
+        if not is_on():
+            return None
+        told = RequestStarted(
+            session_id=account.session_id,
+            correlation_id=account.correlation_id,
+            provider=self.name,
+            model=self.model,
+            streaming=self._streams,
+            attempt=request.attempt,
+            max_output_tokens=request.max_output_tokens,
+            request=request,
+        )
+        tell(told)
+        return told
+
+    def _check(self, response: object) -> Response:
+        """Trust no provider of the user's own: what it returns is looked at before anybody uses it."""
+        match response:
+            case Response(
+                message=Message(role="assistant"), stop_reason=StopReason(), usage=Usage(), metadata=Mapping()
+            ):
+                return response
+            case Response(stop_reason=reason) if reason not in set(StopReason):
+                problem = f"stopped for {reason!r}, which is none of {', '.join(StopReason)}"
+            case _:
+                problem = (
+                    f"returned {response!r:.200}, which is no Response with an assistant's message, usage and metadata"
+                )
+        raise WireError(f"provider {self.name} {problem}", provider=self.name, model=self.model)
+
+
+@attrs.frozen
+class _Attempt:
+    """One request under way."""
+
+    meter: Meter
+    account: Account
+    asked: int | None  # the cap that was wanted
+    granted: int  # the one that could be had
+    started: float = attrs.field(factory=trio.current_time)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    def emit(self, outer: Emit) -> Emit:
+        """Return what the provider is to emit into: it counts, and cuts."""
+
+        async def emit(*events: ProviderEvent) -> None:
+            passed: list[ProviderEvent] = []
+            for event in events:
+                goes_on = self.meter.take(event)
+                if not isinstance(event, UsageUpdate):
+                    passed.append(event)
+                if not goes_on:
+                    break
+            if passed:
+                with self.meter.reservation.blocked():
+                    await outer(*passed)
+            if events and not goes_on:
+                self.scope.cancel()
+                await trio.lowlevel.checkpoint_if_cancelled()
+
+        return emit
+
+    def settle(self, response: Response | None, error: Exception | None) -> Usage:
+        """Book what the attempt has used, and return it."""
+        usage = self.meter.usage(response, error)
+        cost, known = self.meter.cost(usage)
+        self.meter.reservation.settle(cost)
+        self.account.book(usage, cost, known=known)
+        return usage
+
+    def stopped_at_lowered_cap(self, response: Response) -> bool:
+        """Whether the answer is cut short, and that by a cap which the budget had lowered."""
+        if response.stop_reason is not StopReason.MAX_TOKENS or not self.meter.limited:
+            return False
+        # One that is far shorter stopped at a lower cap, the user's own in `extra_body`.
+        at_the_cap = response.usage.estimated or response.usage.output_tokens >= self.granted * _AT_THE_CAP
+        return at_the_cap and self.granted < (self.asked or 0)
+
+
+def _stopped(
+    told: RequestStarted, attempt: _Attempt, response: Response | None, error: Exception | None, usage: Usage
+) -> RequestStopped:
+    cut: Literal["cut", "cancelled"] = "cut" if attempt.scope.cancelled_caught else "cancelled"
+    return RequestStopped(
+        session_id=told.session_id,
+        correlation_id=told.correlation_id,
+        provider=told.provider,
+        model=told.model,
+        streaming=told.streaming,
+        attempt=told.attempt,
+        duration=trio.current_time() - attempt.started,
+        result="error" if error is not None else cut if response is None else "ok",
+        error=error,
+        usage=usage,
+        response_model=None if response is None else response.message.model,
+        stop_reason=None if response is None else str(response.stop_reason),
+        response=response,
+    )
+
+
+def measured(request: Request) -> Size:
+    """Return how large a request is."""
+    if request._size is not None:  # noqa: SLF001 - its other half
+        return request._size  # noqa: SLF001 - as above
+    fixed = measure_fixed(request.system_prompt, request.tools)
+    return sum((measure(message) for message in request.messages), fixed)
+
+
+def measure_fixed(system_prompt: str | None, tools: tuple[Tool, ...]) -> Size:
+    """Return how large the part of a request is that stands before the messages."""
+    definitions = encode([[tool.name, tool.description, tool.input_schema] for tool in tools])
+    return measure_text(system_prompt or "") + Size(len(definitions), 0)
+
+
+async def _ignore(*_: ProviderEvent) -> None:
+    """Take events that nobody asked for."""

@@ -1,0 +1,139 @@
+"""
+What the parts of a run cost, in CPU time: `nox -s bench`, or `python tests/bench.py`.
+
+Each line is the best of several rounds in this process. Figures of two versions compare only on the same, quiet machine.
+Wires and sockets are not in here: the provider is a script.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeAlias
+
+import trio
+
+import alloy_trio
+from alloy_trio import Budget, Message, Middleware, Price, RunOptions, RunState, ToolUse, tool
+from alloy_trio._history import History
+from alloy_trio.telemetry import Instrument, TelemetryEvent, add_instrument, remove_instrument
+from alloy_trio.testing import ScriptedProvider, tool_call
+
+_ROUNDS = 5
+
+Job: TypeAlias = Callable[[], Awaitable[object]]
+
+
+@tool
+async def echo(words: str) -> str:
+    """Say it again."""
+    return words
+
+
+class _Nothing(Instrument):
+    def handle(self, event: TelemetryEvent) -> None:
+        pass
+
+
+class _Looks(Middleware):
+    async def before_completion(self, state: RunState) -> None:
+        """Do nothing."""
+
+    async def before_tool_call(self, state: RunState, call: ToolUse) -> None:
+        """Do nothing."""
+
+
+def _provider(*, chunks: int = 0) -> ScriptedProvider:
+    reply = "x" * chunks
+    return ScriptedProvider([reply] if chunks else [tool_call("echo", {"words": "x"}), "done"], price=Price("3", "15"))
+
+
+async def _cpu(job: Job, times: int) -> float:
+    """Return microseconds of CPU a time."""
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        gc.collect()
+        started = time.process_time()
+        for _ in range(times):
+            await job()
+        best = min(best, (time.process_time() - started) / times)
+    return best * 1e6
+
+
+async def _run(**options: object) -> None:
+    given: RunOptions = {"provider": _provider(), "tools": [echo], **options}  # type: ignore[typeddict-item]
+    await alloy_trio.run("go", **given)
+
+
+async def _stream(chunks: int = 1000) -> None:
+    async with alloy_trio.stream("go", provider=_provider(chunks=chunks)) as events:
+        async for _ in events:
+            pass
+
+
+async def _append(held: int, times: int) -> float:
+    """Return microseconds for one message more, with its size, in a history of `held` messages."""
+    messages = [Message.user("What is the weather?"), Message.assistant("I do not know. " * 10)] * (held // 2)
+    history = History(messages)
+
+    async def more() -> None:
+        history.append(messages[0])
+
+    return await _cpu(more, times)
+
+
+def _catalog() -> float:
+    """Return the milliseconds in which a fresh interpreter finds its first model."""
+    code = (
+        "import time\n"
+        "from alloy_trio._catalog import builtin_catalog\n"
+        "begin = time.perf_counter()\n"
+        "assert builtin_catalog().find('openai', 'gpt-6-astra')\n"
+        "print((time.perf_counter() - begin) * 1e3)"
+    )
+    times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(_ROUNDS)]
+    return min(times)
+
+
+def _instruments() -> Iterable[tuple[str, Instrument]]:
+    yield "with an instrument", _Nothing()
+    try:
+        from opentelemetry.sdk.trace import TracerProvider
+
+        from alloy_trio.otel import OTelInstrument
+    except ImportError:
+        return
+    yield "with OpenTelemetry", OTelInstrument(tracer_provider=TracerProvider())
+
+
+async def _main() -> None:
+    def say(what: str, figure: float, unit: str = "µs") -> None:
+        print(f"{what:<50}{figure:>9.2f} {unit}")  # noqa: T201 - a program
+
+    say("a run of two turns and one tool", await _cpu(_run, 200))
+    say("  with a middleware", await _cpu(lambda: _run(middleware=[_Looks()]), 200))
+    with Budget("1000000"):
+        say("  under a budget", await _cpu(_run, 200))
+    say("a chunk of a stream", await _cpu(_stream, 1) / 1000)
+    with Budget("1000000"):
+        say("  under a budget", await _cpu(_stream, 1) / 1000)
+
+    seen: list[object] = []
+    await alloy_trio.run("go", provider=_provider(), tools=[echo], on_event=seen.append)
+    bare = await _cpu(_run, 200)
+    say("an event, without instruments", 0.0 if not seen else bare / len(seen))
+    for what, instrument in _instruments():
+        add_instrument(instrument)
+        say(f"  {what}, more", (await _cpu(_run, 200) - bare) / len(seen))
+        remove_instrument(instrument)
+
+    for held in (10, 5000):
+        say(f"a message appended to {held:,}", await _append(held, 1000))
+    say("the catalog, when it is asked first", _catalog(), "ms")
+
+
+if __name__ == "__main__":
+    trio.run(_main)
