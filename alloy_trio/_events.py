@@ -157,7 +157,8 @@ class Compacted:
     The conversation was made shorter, so that it fits the model's window.
 
     Attributes:
-        kind: `cleared`: old tool results were replaced by a placeholder. `summarized`: an older part was replaced by a
+        kind: `cleared`: old tool results were replaced by a placeholder, or only reasoning is not sent any more.
+            `summarized`: an older part was replaced by a
             summary. `truncated`: it was cut, without one.
         messages_before: How many messages there were.
         messages_after: How many there are.

@@ -34,6 +34,7 @@ from ._middleware import Hooks, RunState
 from ._result import Result, Status
 from ._session import Session
 from ._usage import Usage
+from .providers._base import terms_of
 from .providers._metered import Metered
 from .providers._retry import Streaming
 from .tools._executor import Batch
@@ -124,7 +125,10 @@ class Run:
         return self.account.cost * 100 if self.account.is_known else None
 
     async def ask(self, request: Request) -> Response:
-        """Ask the provider something beside the conversation."""
+        """Ask the provider something beside the conversation. What it was told to think with comes on top of the cap."""
+        thinking = terms_of(self.metered[0].provider).thinking_budget
+        if thinking and request.max_output_tokens is not None:
+            request = attrs.evolve(request, max_output_tokens=request.max_output_tokens + thinking)
 
         async def emit(*events: ProviderEvent | Retry) -> None:
             await self.emitter.emit(*(event for event in events if isinstance(event, Retry)))

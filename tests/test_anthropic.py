@@ -924,3 +924,13 @@ def test_schemas_that_the_api_cannot_express(part: JSON) -> None:
     by = Anthropic(model="claude-opus-5-5", api_key="key")
     assert by.native_output
     assert not by.takes_schema(schema)
+
+
+def test_ps_02_a_container_that_was_given_back_is_used_again() -> None:
+    """`provider_state=` of a run; a newer one of the conversation goes before it."""
+    provider = Anthropic(model="m", api_key="k", code_execution=True)
+    request = Request(messages=(Message.user("go"),), provider_state={"container_id": "c_1"})
+    assert json.loads(provider.encode(request, stream=False).body)["container"] == "c_1"
+    answer = Message("assistant", "Well.", origin=provider.origin, provider_state={"container_id": "c_2"})
+    later = attrs.evolve(request, messages=(*request.messages, answer, Message.user("and?")))
+    assert json.loads(provider.encode(later, stream=False).body)["container"] == "c_2"

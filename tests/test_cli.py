@@ -31,7 +31,9 @@ from hypothesis import strategies as st
 
 from alloy_trio import InvalidOption, Result, Usage
 from alloy_trio.events import (
+    Compacted,
     Envelope,
+    Retry,
     RunEnd,
     TextDelta,
     ThinkingDelta,
@@ -739,6 +741,22 @@ async def test_a_line_never_starts_in_the_middle_of_another() -> None:
         TextDelta("done"),
     )
     assert both == "(thinking) hm, well\nLet me\n(thinking) wait\nsee\n● bash ls  0.50s  ok\ndone\n"
+
+
+async def test_what_delays_an_answer_is_told() -> None:
+    _, err = await shown(
+        Retry("groq", "m", 2, 1.25, "429: slow down"),
+        Retry("mistral", "m", 1, 0.0, "503: overloaded"),
+        Compacted("summarized", 120, 14, 90_000, 12_000),
+        Compacted("cleared", 14, 14, 20_000, 12_000),
+        err_terminal=False,
+    )
+    assert err.splitlines() == [
+        "429: slow down; asking groq again in 1.2 s",
+        "503: overloaded; asking mistral instead",
+        "conversation summarized: 120 messages, now 14",
+        "conversation cleared: 14 messages",
+    ]
 
 
 async def test_stdout_in_a_file_has_the_answer_as_it_was() -> None:

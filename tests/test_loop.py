@@ -441,3 +441,9 @@ async def test_thinking_is_no_text() -> None:
     result = await run_with_responses("go", [[Thinking("hm"), Text("yes")]])
     assert result.text == "yes"
     assert result.messages[-1].thinking == "hm"
+
+
+async def test_provider_state_reaches_the_provider() -> None:
+    provider = ScriptedProvider(["x"])
+    await alloy_trio.run("go", provider=provider, provider_state={"response_id": "r1"})
+    assert provider.requests[0].provider_state == {"response_id": "r1"}

@@ -1334,3 +1334,17 @@ def test_oai_10_nothing_continues_from_a_stale_response() -> None:
     stale_child = decode(reply(said("Old.")), previous_response_id="resp_0").message
     body = encode(HI, stale_child, changed, options={"previous_response_id": "resp_0"})
     assert (body["previous_response_id"], len(body["input"])) == ("resp_0", 3)
+
+
+def test_ps_01_a_state_that_was_given_back_is_where_a_chained_conversation_goes_on() -> None:
+    """`provider_state=` of a run: only new messages are sent, and from the first answer on its own state counts."""
+    chained = OpenAI(model="m", api_key="k", store=True)
+    question = Message.user("And now?")
+    request = Request(messages=(question,), provider_state={"response_id": "resp_1"})
+    body = json.loads(chained.encode(request, stream=False).body)
+    assert (body["previous_response_id"], len(body["input"])) == ("resp_1", 1)
+    answer = Message("assistant", "Well.", origin=chained.origin, provider_state={"response_id": "resp_2"})
+    later = attrs.evolve(request, messages=(question, answer, Message.user("Then?")))
+    assert json.loads(chained.encode(later, stream=False).body)["previous_response_id"] == "resp_2"
+    stateless = OpenAI(model="m", api_key="k")
+    assert "previous_response_id" not in json.loads(stateless.encode(request, stream=False).body)

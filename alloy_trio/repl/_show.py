@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 import trio
 
 from .._errors import AlloyError
-from .._events import Envelope, RunEnd, TextDelta, ThinkingDelta, ToolEnd, ToolStart, TurnEnd, TurnStart
+from .._events import (
+    Compacted,
+    Envelope,
+    Retry,
+    RunEnd,
+    TextDelta,
+    ThinkingDelta,
+    ToolEnd,
+    ToolStart,
+    TurnEnd,
+    TurnStart,
+)
 from .._run import stream
 from ..providers._json import encode
 
@@ -215,6 +226,11 @@ class Screen:
                 self._running.pop(call, None)
                 await self._say(tool_line(end, self._err))
                 await self._pass_tool()
+            case Retry() as retry:
+                await self._say(self._err.style(retry_line(retry), DIM))
+            case Compacted(kind=kind, messages_before=before, messages_after=after):
+                counts = f"{before} messages, now {after}" if before != after else f"{before} messages"
+                await self._say(self._err.style(f"conversation {kind}: {counts}", DIM))
             case RunEnd(turns=turns, usage=usage) if turns:
                 seconds = trio.current_time() - self._started
                 await self._say(self._err.style(summary(turns, usage, seconds), DIM))
@@ -289,6 +305,13 @@ def tool_line(end: ToolEnd, err: Output) -> str:
     outcome = clip(outcome, max(room - _width(head), room // 2))
     dot = err.style("●", _GREEN if end.outcome == "ok" else _RED)
     return f"{dot} {clip(head, room - _width(outcome))}{err.style(seconds + outcome, DIM)}"
+
+
+def retry_line(retry: Retry) -> str:
+    """Say what has failed, and what comes next."""
+    if retry.attempt > 1:
+        return f"{one_line(retry.error)}; asking {retry.provider} again in {retry.delay:.1f} s"
+    return f"{one_line(retry.error)}; asking {retry.provider} instead"
 
 
 def _count(turns: int) -> str:
