@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "alloy_trio"
 author = "The alloy_trio contributors"
@@ -26,3 +30,13 @@ autodoc_type_aliases = {name: name for name in ("Block", "Event", "JSONObject", 
 add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
+
+
+def _keep_colons(_app: Sphinx, what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
+    """Napoleon takes what precedes a colon in the first line of a property's docstring for its type; there is none here."""
+    if what == "property":
+        lines[:0] = ["..", ""]  # a comment
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # ahead of napoleon's 500

@@ -25,6 +25,9 @@ import attrs
 import click
 import pytest
 
+from alloy_trio import Budget, Compaction, Middleware, Price, RunOptions, RunState, telemetry
+from alloy_trio.events import Retry
+from alloy_trio.otel import OTelInstrument
 from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat
 from alloy_trio.providers._vendors import VENDORS
 from alloy_trio.repl._cli import _command
@@ -186,10 +189,31 @@ def test_the_table_of_providers_is_complete() -> None:
     assert {name: key or None for name, key in written.items()} == known
 
 
+def _fields(*kinds: type[attrs.AttrsInstance]) -> list[str]:
+    return [field.name for kind in kinds for field in attrs.fields(kind) if field.init]
+
+
+def _public(kind: type) -> list[str]:
+    """Return the names that a class itself defines."""
+    return [name for name in vars(kind) if not name.startswith("_")]
+
+
 OPTIONS = {
     "providers": [
-        field.name for kind in (Anthropic, OpenAI, OpenAICompat, Demo) for field in attrs.fields(kind) if field.init
+        *_fields(Anthropic, OpenAI, OpenAICompat, Demo),
+        *("model_metadata_overrides", "limit", "suffix_patterns", "catalog", "provider_state", "native_output"),
     ],
+    "budgets": [
+        *_public(Budget),
+        *_fields(Price),
+        *("limit", "spent", "reserved", "max_budget_cents", "cost_cents", "overrun_cents", "estimated"),
+        *("budget_exceeded", "UnknownPrice", "max_output_tokens"),
+    ],
+    "retries": ["max_retries", "retry_backoff", "fallback_providers", "timeout", *_fields(Retry)],
+    "compaction": [*_fields(Compaction), "context_tokens", "compaction", "on_compaction"],
+    "middleware": [*_public(Middleware), *_public(RunState)],
+    "structured": ["output_type", "until_tool", "output", "native_output", "final_answer", "max_turns"],
+    "telemetry": [*telemetry.__all__, *(name for name in inspect.signature(OTelInstrument).parameters)],
     "tools": inspect.get_annotations(_Options),
     "commandline": [name for each in _command.params for name in each.opts if isinstance(each, click.Option)],
     "../reference/tools": [name for each in (read, write, edit, bash) for name in each.input_schema["properties"]],
@@ -205,11 +229,17 @@ def test_every_option_is_explained(page: str) -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    for name in ("alloy_trio", "events", "providers", "tools"):
+    for name in ("alloy_trio", "events", "providers", "tools", "telemetry", "otel"):
         module = importlib.import_module("alloy_trio" if name == "alloy_trio" else f"alloy_trio.{name}")
         pages = [ROOT / "docs" / "reference" / f"{page}.md" for page in (name, "errors")]
         text = "".join(page.read_text(encoding="utf-8") for page in pages)
         assert not set(module.__all__) - set(re.findall(r"^\.\. (?:auto\w+|py:data):: (\w+)", text, re.MULTILINE)), name
+
+
+def test_every_option_of_a_run_is_in_the_reference() -> None:
+    """There it is the docstring."""
+    documented = set(re.findall(r"^ +(\w+): ", inspect.getdoc(RunOptions) or "", re.MULTILINE))
+    assert set(RunOptions.__annotations__) <= documented
 
 
 def test_every_page_is_reached_from_the_index() -> None:
