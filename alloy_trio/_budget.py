@@ -10,11 +10,12 @@ before spending never makes `spent + reserved` exceed the limit, in any of the b
 
 Budgets nest by a context variable, and so do runs: what a sub-agent in a tool spends is drawn on every budget around it.
 
-Who waits is served first come, first served: nobody passes somebody who waits for the same budget. One waits only as long as
-waiting can help, that is while somebody holds a reservation who will settle it. Nobody holds one while waiting for another, so
-holders end by themselves, with two exceptions: one whose listener does not take its events (it may be the one who waits, in the
-body of a stream), which counts no more after a moment, and one in the waiter's own chain of calls, which does not count at all.
-When no holder is left who counts, or all that holders could give back would not be enough, it is `BudgetExhausted` at once.
+Who waits is served first come, first served: nobody passes somebody who waits for the same budget, but for what is a part of a
+holder (it runs in a listener of its events), since all of them wait for that. One waits only as long as waiting can help, that
+is while somebody holds a reservation who will settle it. Nobody holds one while waiting for another, so holders end by
+themselves, with two exceptions: one whose listener does not take its events (it may be the one who waits, in the body of a
+stream), which counts no more after a moment, and one in the waiter's own chain of calls, which does not count at all. When no
+holder is left who counts, or all that holders could give back would not be enough, it is `BudgetExhausted` at once.
 
 What can still go over the limit (the error of an estimate, a fee that no cap bounds) is booked all the same, and is `overrun`.
 """
@@ -64,7 +65,7 @@ class Budget:
         with Budget("0.50"):  # or Budget(cents=50)
             await run(…)
 
-    Checked before each request, and enforced while it streams: see the design's rules of money. A run that has no money left
+    Checked before each request, and enforced while it streams. A run that has no money left
     ends with status `budget_exceeded`; nothing is raised. A model whose price is not known raises `UnknownPrice` instead of
     being asked. Budgets nest, and the tightest counts. Leaving the body changes nothing but what later requests are drawn on.
     One Trio run at a time may use a budget.
@@ -138,7 +139,7 @@ class Account:
         usage: Tokens of this run alone.
         cost: Dollars, as far as they are known.
         is_known: Whether all of it is.
-        waits: Whether it is waiting for money just now.
+        waits: Whether it is waiting for money, or was when it was cancelled.
     """
 
     session_id: str = ""
@@ -218,7 +219,9 @@ class Ask:
         """Return how many tokens, of those wanted, can be had for so much; -1 if not even the fixed part."""
         if self.fixed > dollars and (self.fixed or self.rate):  # what is free can be had with nothing left
             return -1
-        return min(self.wanted, int((dollars - self.fixed) / self.rate)) if self.rate else self.wanted
+        if self.amount(self.wanted) <= dollars or not self.rate:
+            return self.wanted
+        return int((dollars - self.fixed) // self.rate)  # a quotient could be rounded up
 
 
 @attrs.define(eq=False)
@@ -238,14 +241,20 @@ class Reservation:
     _budgets: tuple[Budget, ...]
     _blocked_since: float = math.inf
 
-    def correct(self, amount: Decimal) -> None:
-        """Hold that much from now on: the part of the request that was estimated has become known."""
-        self._hold(amount)
+    def correct(self, ask: Ask) -> None:
+        """
+        Hold what this asks for from now on: what the request costs whatever the answer is has become known.
+
+        Where that is more than is there, it is held for fewer tokens of the answer, down to none.
+        """
+        room = min((budget._free for budget in self._budgets), default=ask.amount(ask.wanted)) + self.amount  # noqa: SLF001 - one ledger
+        self.tokens = max(ask.affordable(room), 0)
+        self._hold(ask.amount(self.tokens))
         _stir()
 
     def extend(self, tokens: int, amount: Decimal) -> bool:
         """Hold that much more, for so many tokens more, if it is there and nobody waits for it. Never waits."""
-        if _waiters(self._budgets) or any(budget._free < amount for budget in self._budgets):  # noqa: SLF001 - one ledger
+        if _is_waited_for(self._budgets) or any(budget._free < amount for budget in self._budgets):  # noqa: SLF001 - one ledger
             return False
         self.tokens += tokens
         self._hold(self.amount + amount)
@@ -297,11 +306,18 @@ class _Waiter:
         self.granted._hold(self.ask.amount(tokens))  # noqa: SLF001 - its maker
         for budget in budgets:
             budget._holders.add(self.granted)  # noqa: SLF001 - one ledger
+        if self.around.account is not None:
+            self.around.account.waits = False
         return self.granted
+
+    def passes(self) -> bool:
+        """Whether it is a part of a holder: those who wait for that need not be waited for."""
+        own = self._own()
+        return any(holder.account in own for budget in self.around.budgets for holder in budget._holders)  # noqa: SLF001 - one ledger
 
     def worth_waiting_until(self) -> float:
         """Return until when waiting may help, if no holder changes; now or earlier: it does not."""
-        own = set() if self.around.account is None else set(self.around.account.chain())
+        own = self._own()
         until = math.inf
         for budget in self.around.budgets:
             if self.ask.affordable(budget._free) >= self.ask.least:  # noqa: SLF001 - one ledger
@@ -311,6 +327,10 @@ class _Waiter:
             holders = [holder for holder in budget._holders if holder.account not in own]  # noqa: SLF001 - one ledger
             until = min(until, max((holder.counts_until() for holder in holders), default=-math.inf))
         return until
+
+    def _own(self) -> set[Account]:
+        """Return the accounts of the runs that this is a part of."""
+        return set() if self.around.account is None else set(self.around.account.chain())
 
 
 _queue: trio.lowlevel.RunVar[list[_Waiter]] = trio.lowlevel.RunVar("alloy_trio waiting for money")
@@ -326,17 +346,18 @@ def _line() -> list[_Waiter]:
         return line
 
 
-def _waiters(budgets: tuple[Budget, ...]) -> bool:
-    """Whether anybody waits for any of these budgets."""
-    return any(set(each.around.budgets) & set(budgets) for each in _line())
+def _is_waited_for(budgets: tuple[Budget, ...]) -> bool:
+    """Whether anybody waits for any of these budgets who has not had their turn."""
+    return any(set(each.around.budgets) & set(budgets) for each in _line() if each.granted is None)
 
 
 def _stir() -> None:
     """Serve those who wait, in order, and let the others look again whether waiting still helps."""
     claimed: set[Budget] = set()
     for waiter in _line():
-        if waiter.granted is None and (claimed & set(waiter.around.budgets) or waiter.take() is None):
-            claimed |= set(waiter.around.budgets)
+        budgets = set(waiter.around.budgets)
+        if waiter.granted is None and ((claimed & budgets and not waiter.passes()) or waiter.take() is None):
+            claimed |= budgets
         waiter.wake.set()
 
 
@@ -353,7 +374,8 @@ async def reserve(ask: Ask) -> Reservation:
     waiter = _Waiter(ask, around())
     for budget in waiter.around.budgets:
         budget._claim()  # noqa: SLF001 - one ledger
-    if not _waiters(waiter.around.budgets) and (taken := waiter.take()) is not None:
+    has_turn = waiter.passes() or not _is_waited_for(waiter.around.budgets)
+    if has_turn and (taken := waiter.take()) is not None:
         return taken
     return await _wait(waiter)
 
@@ -366,11 +388,12 @@ async def _wait(waiter: _Waiter) -> Reservation:
     try:
         while waiter.granted is None:
             if waiter.worth_waiting_until() <= trio.current_time():
+                account.waits = False
                 raise BudgetExhausted
             waiter.wake = trio.Event()
             with trio.move_on_after(_PATIENCE):
                 await waiter.wake.wait()
-        account.waits, kept = False, True
+        kept = True
         return waiter.granted
     finally:
         line.remove(waiter)

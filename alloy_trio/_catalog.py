@@ -108,9 +108,17 @@ def as_catalog(value: object) -> Catalog:
     return value
 
 
+def look_up(catalog: Catalog, provider: str, model: str | None) -> ModelInfo | None:
+    """Return what a catalog, anybody's, knows of a model. Raises `InvalidOption` where it answers anything else."""
+    info = None if model is None else catalog.find(provider, model)
+    if not isinstance(info, ModelInfo | None):
+        raise InvalidOption(f"catalog={catalog!r:.100} found {info!r:.100}: it has to be a ModelInfo, or None")
+    return info
+
+
 def context_window(catalog: Catalog, provider: str, model: str | None) -> int:
     """Return how many tokens a model reads at most: as the catalog says, else the catalog's default, else 200,000."""
-    info = None if model is None else catalog.find(provider, model)
+    info = look_up(catalog, provider, model)
     if info is not None and info.context_tokens is not None:
         return info.context_tokens
     return default_window(catalog)

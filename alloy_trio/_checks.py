@@ -36,11 +36,6 @@ def tools_by_name(tools: Any) -> dict[str, Tool]:
     return named
 
 
-def listed(value: Any) -> Iterable[Any]:
-    """Return what may be looked through; what may not is refused elsewhere."""
-    return value if isinstance(value, Iterable) else ()
-
-
 def whole_number(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidOption(f"{field.name}={value!r} has to be a whole number, 1 or more")
@@ -99,7 +94,8 @@ def finite_duration(_: object, field: attrs.Attribute[Any], value: object) -> No
 
 def callback(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None and not callable(value):
-        raise InvalidOption(f"{field.name}={value!r} cannot be called: give it a function of one envelope")
+        takes = {"on_event": "one envelope", "on_compaction": "the messages and the RunState"}
+        raise InvalidOption(f"{field.name}={value!r} cannot be called: give it a function of {takes[field.name]}")
 
 
 def mapping(_: object, field: attrs.Attribute[Any], value: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from . import _checks
-from ._catalog import Catalog, ModelInfo, as_catalog, context_window
+from ._catalog import Catalog, ModelInfo, as_catalog, context_window, look_up
 from ._compaction import Compaction
 from ._emitter import OnEvent
 from ._errors import InvalidOption
@@ -31,7 +31,7 @@ from .tools._tool import Tool
 class Config:
     """The options of one run, checked, with every default filled in; `RunOptions` says what they mean."""
 
-    provider: Provider = attrs.field(converter=resolve)
+    provider: Provider
     tools: Mapping[str, Tool] = attrs.field(default=(), converter=_checks.tools_by_name)
     system_prompt: str | None = attrs.field(default=None, validator=_checks.optional_text)
     session: Session
@@ -41,7 +41,7 @@ class Config:
     max_budget_cents: Decimal | None = attrs.field(default=None, converter=_checks.cents)
     max_retries: int = attrs.field(default=3, validator=_checks.whole_number_or_0)
     retry_backoff: float = attrs.field(default=1.0, validator=_checks.finite_duration)
-    fallback_providers: tuple[Provider, ...] = attrs.field(default=(), converter=_checks.fallbacks)
+    fallback_providers: tuple[Provider, ...] = ()
     timeout: float | None = attrs.field(default=None, validator=attrs.validators.optional(_checks.duration))
     tool_timeout: float = attrs.field(default=120.0, validator=_checks.duration)
     cancel_grace: float = attrs.field(default=5.0, validator=_checks.duration)
@@ -51,7 +51,7 @@ class Config:
     deps: Any = None
     until_tool: str | None = attrs.field(default=None, validator=_checks.optional_text)
     output_type: Output | None = None  # made of the type
-    middleware: tuple[object, ...] = attrs.field(default=(), converter=checked)
+    middleware: tuple[object, ...] = ()
     compaction: Compaction | None = attrs.field(default=None, converter=_checks.compaction)
     on_compaction: OnCompaction | None = attrs.field(default=None, validator=_checks.callback)
     on_event: OnEvent | None = attrs.field(default=None, validator=_checks.callback)
@@ -92,8 +92,7 @@ class Config:
         return Fallback(retrying) if len(retrying) > 1 else retrying[0]
 
     def _info(self, provider: Provider) -> ModelInfo | None:
-        model = provider_model(provider)
-        return None if model is None else self.catalog.find(provider_name(provider), model)
+        return look_up(self.catalog, provider_name(provider), provider_model(provider))
 
 
 def configure(options: Mapping[str, Any]) -> Config:
@@ -112,41 +111,49 @@ def configure(options: Mapping[str, Any]) -> Config:
         raise InvalidOption(
             'a provider is needed: provider="anthropic:claude-sonnet-5-5", or "demo" to try without a key'
         )
+    if "middleware" in rest:
+        rest["middleware"] = checked(rest["middleware"])
     _check_compaction(rest)
-    provider = _running_code(resolve(rest.pop("provider")), rest.get("code_execution"))
+    provider = resolve(rest.pop("provider"))
+    fallbacks = _checks.fallbacks(rest.pop("fallback_providers", ()))
+    if rest.get("code_execution") is True:
+        if _running_code(provider) is provider:
+            name = provider_name(provider)
+            raise InvalidOption(f"code_execution=True: provider {name} has no sandbox to run code in")
+        provider, fallbacks = _running_code(provider), tuple(map(_running_code, fallbacks))
     catalog = as_catalog(rest.pop("catalog", None))
     if overrides := parse_overrides(rest.get("model_metadata_overrides")):
         catalog = Overridden(catalog, overrides)
     if rest.get("context_tokens") is None:
         rest["context_tokens"] = context_window(catalog, provider_name(provider), provider_model(provider))
-    rest["output_type"] = _output(rest, provider)
+    rest["output_type"] = _output(rest, (provider, *fallbacks))
     session = _session(rest)
-    return Config(**rest, provider=provider, catalog=catalog, session=session)
+    return Config(**rest, provider=provider, fallback_providers=fallbacks, catalog=catalog, session=session)
 
 
 def _check_compaction(options: Mapping[str, Any]) -> None:
-    placed = any(isinstance(each, Compaction) for each in _checks.listed(options.get("middleware", ())))
+    placed = sum(isinstance(each, Compaction) for each in options.get("middleware", ()))
     if placed and options.get("compaction") is not None:
         raise InvalidOption("compaction= is given, and middleware has a Compaction too: leave one of them out")
+    if placed > 1:
+        raise InvalidOption("middleware has more than one Compaction: leave all but one out")
     if options.get("on_compaction") is not None and options.get("compaction") is False:
         raise InvalidOption("on_compaction= is given, and compaction=False: nothing would ever call it")
 
 
-def _running_code(provider: Provider, on: object) -> Provider:
-    if not on:
+def _running_code(provider: Provider) -> Provider:
+    """Let a provider run code in its sandbox, if it has one."""
+    if not (attrs.has(type(provider)) and hasattr(provider, "code_execution")):
         return provider
-    if not hasattr(provider, "code_execution"):
-        raise InvalidOption(f"code_execution=True: provider {provider_name(provider)} has no sandbox to run code in")
     return attrs.evolve(provider, code_execution=True)  # type: ignore[misc] # an attrs class of ours
 
 
-def _output(options: dict[str, Any], provider: Provider) -> Output | None:
+def _output(options: dict[str, Any], chain: Sequence[Provider]) -> Output | None:
     """Make what `output_type` asks for; where no schema can be sent, it adds a tool to the options."""
     if (kind := options.get("output_type")) is None:
         return None
     if options.get("until_tool") is not None:
         raise InvalidOption("until_tool= and output_type= are both given: the answer of a type ends the run by itself")
-    chain = (provider, *_checks.fallbacks(options.get("fallback_providers", ())))
     output = Output.of(kind, lambda schema: all(takes_schema(each, schema) for each in chain))
     if not output.native:
         tools = _checks.tools_by_name(options.get("tools", ()))

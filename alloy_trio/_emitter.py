@@ -36,6 +36,7 @@ class Emitter:
     def __init__(self, correlation_id: str, on_event: OnEvent | None, sink: Sink | None) -> None:
         self.correlation_id = correlation_id
         self.turn = 0
+        self.has_ended = False  # the last events have been emitted
         self._seq = 0
         self._on_event = on_event
         self._sink = sink
@@ -54,9 +55,21 @@ class Emitter:
                 await self._sink(batch)
         return first
 
+    async def emit_last(self, *events: Event) -> int:
+        """Do the same with the last events of a run: a cancel that comes now keeps none of them from a sync `on_event`."""
+        first, batch = self._number(events)
+        self.has_ended = True
+        if self._on_event is not None:
+            for envelope in batch:
+                await self._call_back(self._on_event, envelope)
+        if batch and self._sink is not None:
+            await self._sink(batch)
+        return first
+
     def emit_nowait(self, *events: Event) -> int:
         """Tell an `on_event` that is no async function, and nobody else, without waiting: for a run that is being cancelled."""
         first, batch = self._number(events)
+        self.has_ended = True
         if self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
             for envelope in batch:
                 answer = self._safely(self._on_event, envelope)

@@ -105,7 +105,7 @@ def check_pairs(messages: Sequence[object]) -> None:
     Make sure that a conversation can be sent: each result answers a call of the assistant's message before it, and each call is answered.
 
     Raises:
-        InvalidOption: It is empty, has what is no message, or has parted a call from its result.
+        InvalidOption: It is empty, has what is no message, has parted a call from its result, or answers one twice.
     """
     if not messages:
         raise InvalidOption("the history would be empty: keep a message at least")
@@ -114,6 +114,8 @@ def check_pairs(messages: Sequence[object]) -> None:
     for message in messages:
         if not isinstance(message, Message):
             raise InvalidOption(f"the history has {message!r:.100}, which is no message: say Message.user(…)")
+        if message.tool_results if message.role == "assistant" else message.tool_uses:
+            raise InvalidOption("the history has a call of the user's, or a result of the assistant's: exchange them")
         if message.role == "assistant":
             _all_answered(unanswered)
             calls = {call.id for call in message.tool_uses}
@@ -125,6 +127,8 @@ def check_pairs(messages: Sequence[object]) -> None:
                     f"the history has a result of call {result.tool_use_id!r} without the call right before it: "
                     "leave out both, or neither"
                 )
+            if result.tool_use_id not in unanswered:
+                raise InvalidOption(f"the history has call {result.tool_use_id!r} answered: leave out a second one")
             unanswered.discard(result.tool_use_id)
     if isinstance(message, Message) and message.role == "user":
         _all_answered(unanswered)

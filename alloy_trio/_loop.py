@@ -26,7 +26,7 @@ import trio
 
 from ._budget import Account, Budget, BudgetExhausted, on_account
 from ._emitter import Emitter
-from ._errors import Halted, InvalidOption, ProviderError, RunTimeout
+from ._errors import Halted, InvalidOption, ProviderError, RunTimeout, UnknownPrice
 from ._events import RunEnd, RunStart
 from ._history import History
 from ._messages import Message
@@ -39,8 +39,11 @@ from .providers._base import provider_model, provider_name
 from .providers._metered import measure_fixed
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from ._config import Config
     from ._emitter import Sink
+    from ._events import Event
     from ._result import Result
     from .tools._executor import Batch
 
@@ -48,25 +51,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alloy_trio")
 
 
-def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming: bool) -> Run:
+def question(config: Config, prompt: object) -> Message | None:
     """
-    Return a run that has not asked anything yet.
+    Return the message that a prompt is, if there is one.
 
     Raises:
-        InvalidOption: There is nothing to ask: no prompt, and no messages.
+        InvalidOption: It is none, or there is nothing to ask: no prompt, and no messages.
     """
-    history = History(config.session.messages)
     match prompt:
-        case None:
-            pass
         case str():
-            history.append(Message.user(prompt))
+            return Message.user(prompt)
         case Message(role="user"):
-            history.append(prompt)
-        case _:
-            raise InvalidOption(f"the prompt is {prompt!r:.100}: it has to be text, or a user's message")
-    if not history.messages:
-        raise InvalidOption("nothing to ask: give a prompt, or messages= to go on with")
+            return prompt
+        case None if config.session.messages:
+            return None
+        case None:
+            raise InvalidOption("nothing to ask: give a prompt, or messages= to go on with")
+    raise InvalidOption(f"the prompt is {prompt!r:.100}: it has to be text, or a user's message")
+
+
+def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming: bool) -> Run:
+    """Return a run that has not asked anything yet. Raises what `question` does."""
+    asked = question(config, prompt)
+    history = History(config.session.messages if asked is None else (*config.session.messages, asked))
     provider, ids = config.provider, config.correlation_id
     metered = config.metered(streaming=streaming)
     return Run(
@@ -105,14 +112,24 @@ async def run_loop(run: Run) -> Result:
     cents = run.config.max_budget_cents
     try:
         with on_account(run.account, None if cents is None else Budget(cents=cents)):
+            _check_prices(run)
             return await _run(run)
     finally:
         session._running = False  # noqa: SLF001 - as above
 
 
+def _check_prices(run: Run) -> None:
+    try:
+        for each in run.metered:
+            each.check()
+    except UnknownPrice as error:
+        run.outcome = error.result = run.result("error", error)
+        raise
+
+
 @attrs.define
 class _End:
-    """How a run has ended, as far as its last hooks leave it at that."""
+    """How a run has ended; its last hooks may change that."""
 
     status: Status
     error: Exception | None = None
@@ -136,85 +153,112 @@ async def _run(run: Run) -> Result:
     finally:
         batch = run.cut("timed_out" if scope.cancelled_caught else "cancelled")
         if end is None and not scope.cancelled_caught:  # a cancel from outside, on its way
-            _tell_cancelled(run, story, batch)
-            await _end_session(run)
+            await _finish(run, story, _End("cancelled"), batch, scope.deadline)
     if end is None and run.account.waits:
         end = _End("budget_exceeded")
     elif end is None:
         end = _End("timed_out", RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds"))
-    return await _finish(run, story, end, batch)
+    await _finish(run, story, end, batch, scope.deadline)
+    result = run.outcome
+    assert result is not None
+    if end.error is not None and end.status != "halted":
+        raise end.error
+    return result
 
 
 async def _start(run: Run, story: Story) -> Status:
     run.commit()
-    for each in run.metered:
-        each.check()
     await run.emitter.emit(RunStart(run.session.id, run.origin[0], run.origin[1]))
     await run.hooks.fire("session_start", run.view)
     return await take_turns(run, story)
 
 
-async def _finish(run: Run, story: Story, end: _End, batch: Batch | None) -> Result:
-    """Call the last hooks and tell everybody how the run has ended; return its result, or raise its error."""
+async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadline: float) -> None:
+    """Call the last hooks, which may change the end, and tell everybody of it."""
     run.outcome = run.result(end.status, end.error)
     try:
-        await _last_hooks(run, end)
+        try:
+            await _call_on_error(run, end, deadline)
+        finally:
+            await _call_session_end(run, end, deadline)
         run.outcome = run.result(end.status, end.error)
-        await _tell_end(run, end, batch)
+        if end.status != "cancelled":
+            with trio.move_on_after(run.config.cancel_grace if end.status == "timed_out" else math.inf):
+                await _tell_end(run, end, batch, run.emitter.emit_last)
     finally:
+        if not run.emitter.has_ended:
+            _tell_end_nowait(run, end, batch)
         run.outcome = run.result(end.status, end.error)
         story.ends(end.status, end.error)
         if end.error is not None:
             with contextlib.suppress(AttributeError):  # an exception of somebody's own may have no room for it
                 end.error.result = run.outcome  # type: ignore[attr-defined] # AlloyError has it
-    if end.error is not None and end.status != "halted":
-        raise end.error
-    return run.outcome
 
 
-async def _last_hooks(run: Run, end: _End) -> None:
-    """Outside of the run's deadline: an error may be the last thing there was time for."""
-    if isinstance(end.error, ProviderError):
-        try:
-            await run.hooks.fire("on_error", run.view, end.error)
-        except Halted as halted:
-            end.status, end.error = "halted", halted
-        except Exception as caught:  # noqa: BLE001 - raised by `_finish`
-            end.error = caught
+async def _call_on_error(run: Run, end: _End, deadline: float) -> None:
+    if not isinstance(end.error, ProviderError) or not run.hooks.has("on_error"):
+        return
     try:
-        await _end_session(run)
+        with trio.move_on_at(max(deadline, trio.current_time()) + run.config.cancel_grace):
+            await run.hooks.fire("on_error", run.view, end.error)
+    except BudgetExhausted:
+        logger.info("there was no money left for an on_error hook")
+    except Halted as halted:
+        end.status, end.error = "halted", halted
+    except Exception as caught:  # noqa: BLE001 - it is the error from now on
+        end.error = caught
+
+
+async def _call_session_end(run: Run, end: _End, deadline: float) -> None:
+    """Call the last hooks: they may end beside the run's deadline, or a cancel from outside, by `cancel_grace` seconds."""
+    if not run.hooks.has("session_end"):
+        return
+    grace = run.config.cancel_grace
+    async with trio.open_nursery() as nursery:
+        shield = trio.CancelScope(shield=True, deadline=max(deadline, trio.current_time()) + grace)
+
+        @nursery.start_soon
+        async def watch() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                shield.deadline = min(shield.deadline, trio.current_time() + grace)
+
+        with shield:
+            await _fire_session_end(run, end)
+        if shield.cancelled_caught:
+            logger.warning("session_end was cut short: it may take cancel_grace=%g seconds behind the end", grace)
+        nursery.cancel_scope.cancel()
+
+
+async def _fire_session_end(run: Run, end: _End) -> None:
+    try:
+        await run.hooks.fire("session_end", run.view)
+    except BudgetExhausted:
+        if end.status == "completed":
+            end.status = "budget_exceeded"
     except Halted:  # there is nothing left to halt
         logger.info("a session_end hook halted a run that was over")
     except Exception as caught:
-        if end.error is None:
-            end.status, end.error = "error", caught
+        if end.status in {"error", "timed_out", "cancelled"}:
+            logger.exception("a session_end hook raised, in a run that ends as %s already", end.status)
         else:
-            logger.exception("a session_end hook raised, in a run that has ended with an error already")
+            end.status, end.error = "error", caught
 
 
-async def _end_session(run: Run) -> None:
-    """Call the last hooks, of a cancelled run too: these have a moment then."""
-    if run.hooks.has("session_end"):
-        cancelled = trio.current_effective_deadline() == -math.inf
-        grace = run.config.cancel_grace if cancelled else math.inf
-        with trio.CancelScope(shield=cancelled, deadline=trio.current_time() + grace):
-            await run.hooks.fire("session_end", run.view)
-
-
-def _tell_cancelled(run: Run, story: Story, batch: Batch | None) -> None:
-    ends = [] if batch is None else batch.cut_ends()
-    first = run.emitter.emit_nowait(*ends, RunEnd("cancelled", run.turns, run.account.usage))
+async def _tell_end(run: Run, end: _End, batch: Batch | None, emit: Callable[..., Awaitable[int]]) -> None:
+    first = await emit(*_last_events(run, end, batch))
     if batch is not None:
         batch.number_ends(first)
-    run.outcome = run.result("cancelled")
-    story.ends("cancelled", None)
 
 
-async def _tell_end(run: Run, end: _End, batch: Batch | None) -> None:
-    """Emit the last events. A run whose time is up does not wait for a listener for ever."""
-    ends = [] if batch is None else batch.cut_ends()
-    last = RunEnd(end.status, run.turns, run.account.usage, None if end.error is None else str(end.error))
-    with trio.move_on_after(run.config.cancel_grace if end.status == "timed_out" else math.inf):
-        first = await run.emitter.emit(*ends, last)
-        if batch is not None:
-            batch.number_ends(first)
+def _tell_end_nowait(run: Run, end: _End, batch: Batch | None) -> None:
+    first = run.emitter.emit_nowait(*_last_events(run, end, batch))
+    if batch is not None:
+        batch.number_ends(first)
+
+
+def _last_events(run: Run, end: _End, batch: Batch | None) -> list[Event]:
+    error = None if end.error is None else str(end.error)
+    ends: list[Event] = [] if batch is None else [*batch.cut_ends()]
+    return [*ends, RunEnd(end.status, run.turns, run.account.usage, error)]

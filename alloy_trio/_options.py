@@ -102,7 +102,8 @@ class RunOptions(Options):
         catalog: What knows models, instead of the catalog in the package.
         provider_state: What an earlier run left in `Result.metadata["provider_state"]`, to go on from where no session or
             messages bring it.
-        code_execution: Whether the provider may run code in a sandbox of its own, where it has one (Anthropic).
+        code_execution: Whether the provider may run code in a sandbox of its own (Anthropic), and its fallbacks where they
+            have one.
     """
 
     provider: Required[Provider | str]

@@ -35,9 +35,9 @@ class ToolCall:
         error: What the model was told went wrong, or None.
         data: The structured value that the tool returned, for the program; the model saw only text.
         correlation_id: The run's, as in its events.
-        start_event_seq: Number of its `ToolStart` event; None if it never started.
-        end_event_seq: Number of its `ToolEnd` event, larger than `start_event_seq`; None if it never started, or if the
-            event could not be sent any more.
+        start_event_seq: Number of its `ToolStart` event; None if there was none, since the run ended before its turn came.
+        end_event_seq: Number of its `ToolEnd` event, larger than `start_event_seq`; None if there was none, or if it
+            could not be sent any more.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Result(Generic[OutputT]):
 
     Attributes:
         text: Text of the last assistant message; `""` if there is none.
-        messages: The whole conversation, in the order of time.
+        messages: The conversation, in the order of time: all of it, but for what compaction has made shorter.
         output: The typed value, of a run with `output_type=`; None without, or where the run ended before there was one.
         usage: Tokens of all requests of this run, those of failed attempts and of compactions included.
         cost_cents: What the run and its sub-agents cost, in cents; None if the price of a model is not known.

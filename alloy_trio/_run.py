@@ -12,7 +12,7 @@ import trio
 from ._background import Background
 from ._config import configure
 from ._errors import RequestCancelled
-from ._loop import begin, run_loop
+from ._loop import begin, question, run_loop
 from ._result import OutputT, Result
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ async def run(prompt: str | Message | None = None, **options: Any) -> Result:
         InvalidOption: Something about the options; nothing was sent.
         ProviderError: The provider failed, refused, or was cut inside a tool call. `.result` has what was done.
         RunTimeout: `timeout=` passed. `.result` has what was done.
+        UnknownPrice: There is a budget, and what a model costs is not known; nothing was sent.
     """
     config = configure(options)
     return await run_loop(begin(config, prompt, streaming=False))
@@ -136,7 +137,7 @@ class EventStream(Generic[OutputT]):
     """
 
     def __init__(self, config: Config, prompt: str | Message | None) -> None:
-        begin(config, prompt, streaming=True)  # raises what is wrong with them now, not when the stream is entered
+        question(config, prompt)  # raises what is wrong with it now, not when the stream is entered
         self._config = config
         self._prompt = prompt
         self._send, self._receive = trio.open_memory_channel["tuple[Envelope, ...]"](0)
@@ -209,12 +210,16 @@ class EventStream(Generic[OutputT]):
         if self._raised:
             return
         self._raised = True
-        if self.result.error is not None:
-            raise self.result.error
+        if (failure := self._failure()) is not None:
+            raise failure
         if self.result.status == "cancelled":
             error = RequestCancelled("the run was cancelled")
             error.result = self.result
             raise error
+
+    def _failure(self) -> Exception | None:
+        """Return what the run raised; why it was halted is no failure."""
+        return None if self.result.status == "halted" else self.result.error
 
     async def __aenter__(self) -> Self:
         if self._run is not None:
@@ -230,7 +235,7 @@ class EventStream(Generic[OutputT]):
             await self._task.__aexit__(kind, error, traceback)
         finally:
             self._receive.close()
-        failure = None if self._raised else self.result.error
+        failure = None if self._raised else self._failure()
         self._raised = True
         if failure is not None and error is None:
             raise failure

@@ -157,7 +157,9 @@ class Run:
         await self.hooks.fire("after_compaction", self.view)
 
     def commit(self) -> None:
-        """Let the session say what the run has done so far. The history is valid whenever this is called."""
+        """Let the session say what the run has done so far, unless calls wait for their results: then it is no valid history."""
+        if self.batch is not None:
+            return
         state = {key: self.metadata[key] for key in ("provider_state",) if key in self.metadata}
         self.session.update(self.history.messages, self._usage_before + self.account.usage, state)
 

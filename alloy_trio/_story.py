@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._errors import AlloyError
+from ._errors import Halted, ProviderError, RunTimeout
 from ._telemetry import RunFailed, RunStarted, RunStopped, TurnFailed, TurnStarted, TurnStopped, is_on, tell
 from ._usage import Usage
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ._result import Status
     from ._state import Run
     from .providers._base import Response
+
+
+_ENDINGS = (ProviderError, RunTimeout, Halted)  # the ways to end that are errors
 
 
 class Story:
@@ -47,7 +50,7 @@ class Story:
 
     def ends(self, status: Status, error: Exception | None) -> None:
         """The run is over. What a hook or the machinery raised is a failure; all else is one of the ways to end."""
-        failure = error if error is not None and not isinstance(error, AlloyError) else None
+        failure = None if error is None or isinstance(error, _ENDINGS) else error
         self._end_turn(status, failure)
         if not is_on():
             return

@@ -119,14 +119,14 @@ def _answered_by_tool(run: Run, batch: Batch) -> bool:
 def _count_misfit(run: Run, error: object) -> None:
     run.misfits += 1
     if run.misfits > MISFITS:
-        raise _stopped(run, f"the model's answer did not fit output_type, {run.misfits} times in a row: {error}")
+        raise _stopped(run, f"the model's answer did not fit output_type, {run.misfits} times: {error}")
 
 
 async def _is_final(run: Run) -> bool:
     """Whether the answer is the last one: a hook may have something to say to it."""
-    answered = len(run.history)
+    before = run.history.messages
     await run.hooks.fire("after_completion", run.view)
-    return len(run.history) <= answered or run.history.messages[-1].role != "user"
+    return run.history.messages is before or run.history.messages[-1].role != "user"
 
 
 async def _run_tools(run: Run, batch: Batch) -> None:

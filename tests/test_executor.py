@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,6 +13,9 @@ import pytest
 import trio
 
 from alloy_trio import (
+    BlockCall,
+    EditCall,
+    Halted,
     Image,
     ProviderError,
     Result,
@@ -25,9 +29,10 @@ from alloy_trio import (
     run,
     tool,
 )
-from alloy_trio.events import ToolEnd, ToolStart
+from alloy_trio.events import Event, ToolEnd, ToolStart
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, error, run_with_responses, text, tool_call
 from alloy_trio.tools import Tool, ToolOutput
+from alloy_trio.tools._executor import Batch, ToolSettings
 
 
 def results(result: Result) -> list[ToolResult]:
@@ -444,6 +449,194 @@ async def test_no_provider_is_asked_again_after_a_crash_of_a_tool_that_is_no_exc
     with pytest.raises((SystemExit, BaseExceptionGroup)):
         await run("go", provider=provider, tools=[leave])
     assert len(provider.requests) == 1
+
+
+# The gate
+
+
+class Told:
+    """Takes the events of a batch, and numbers them."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    async def emit(self, *events: Event) -> int:
+        await trio.lowlevel.checkpoint()
+        self.events += events
+        return len(self.events) - len(events) + 1
+
+    def of(self, id_: str) -> tuple[ToolStart, ToolEnd]:
+        start, end = [e for e in self.events if isinstance(e, ToolStart | ToolEnd) and e.id == id_]
+        assert isinstance(start, ToolStart)
+        assert isinstance(end, ToolEnd)
+        return start, end
+
+
+def batch_of(*calls: ToolUse, tools: list[Tool]) -> tuple[Batch, Told]:
+    told = Told()
+    settings = ToolSettings(
+        tools={each.name: each for each in tools},
+        timeout=60,
+        cancel_grace=5,
+        limiter=trio.CapacityLimiter(1),
+        working_directory=Path(),
+        allowed_paths=(),
+        context={},
+        deps=None,
+        correlation_id="r",
+    )
+    return Batch(calls, settings, told.emit), told
+
+
+def use(id_: str, **more: Any) -> ToolUse:
+    return ToolUse(id_, "step", {"name": id_, "seconds": 0} | more)
+
+
+async def judge(call: ToolUse) -> BlockCall | EditCall | None:
+    """Block b, edit c to something good and d to something that does not fit."""
+    await trio.lowlevel.checkpoint()
+    match call.id:
+        case "b":
+            return BlockCall("no")
+        case "c":
+            return EditCall({**call.input, "name": "C"})
+        case "d":
+            return EditCall({"name": 5})
+        case _:
+            return None
+
+
+async def test_exe_15_a_batch_behind_a_gate() -> None:
+    step, log = recorder()
+    calls = [use(each) for each in "abcde"]
+    batch, told = batch_of(*calls, tools=[step])
+    await batch.admit(judge)
+    await batch.run()
+    assert [(r.tool_use_id, r.outcome, r.is_error) for r in batch.results()] == [
+        ("a", "ok", False),
+        ("b", "blocked", True),
+        ("c", "ok", False),
+        ("d", "error", True),
+        ("e", "ok", False),
+    ]
+    assert [each for each in log if each[0] == "+"] == ["+a", "+C", "+e"]
+    # All begin, in the order of the model, and all end.
+    assert [e.id for e in told.events[:5] if isinstance(e, ToolStart)] == list("abcde")
+    assert {e.id for e in told.events[5:] if isinstance(e, ToolEnd)} == set("abcde")
+    assert len(told.events) == 10
+    start, end = told.of("b")
+    assert (start.input, end.input, end.outcome, end.error, end.duration) == (
+        *(calls[1].input, calls[1].input),
+        *("blocked", "Blocked: no", 0.0),
+    )
+    assert end.content == (Text("Blocked: no"),)
+    assert [each.input for each in calls] == [{"name": each, "seconds": 0} for each in "abcde"]
+
+
+async def test_exe_15_records_of_blocked_and_edited_calls() -> None:
+    step, _ = recorder()
+    batch, told = batch_of(*[use(each) for each in "abcde"], tools=[step])
+    await batch.admit(judge)
+    await batch.run()
+    records = batch.records()
+    assert [(r.id, r.name, r.outcome) for r in records] == [
+        *(("a", "step", "ok"), ("b", "step", "blocked"), ("c", "step", "ok")),
+        *(("d", "step", "error"), ("e", "step", "ok")),
+    ]
+    assert [r.input for r in records] == [
+        {"name": "a", "seconds": 0},
+        {"name": "b", "seconds": 0},
+        {"name": "C", "seconds": 0},
+        {"name": 5},
+        {"name": "e", "seconds": 0},
+    ]
+    assert records[1].error == "Blocked: no"
+    assert "$.name" in str(records[3].error)
+    for number, record in enumerate(records, 1):
+        start, end = told.of(record.id)
+        assert (start.input, end.input) == (record.input, record.input)
+        assert record.start_event_seq == end.start_event_seq == number
+        assert record.end_event_seq == told.events.index(end) + 1
+    assert batch.succeeded == {"step"}
+
+
+async def test_a_blocked_call_of_a_barrier_runs_past_nobody(autojump_clock: object) -> None:
+    step, log = recorder(concurrent=False)
+    batch, told = batch_of(use("a", seconds=1), use("b"), use("c"), tools=[step])
+    await batch.admit(judge)
+    await batch.run()
+    assert log == ["+a", "-a", "+C", "-C"]
+    kinds = [(type(e).__name__, e.id) for e in told.events if isinstance(e, ToolStart | ToolEnd)]
+    assert kinds == [(kind, each) for each in "abc" for kind in ("ToolStart", "ToolEnd")]
+
+
+async def test_the_gate_is_asked_in_order_and_only_of_calls_that_can_run() -> None:
+    step, _ = recorder()
+    asked: list[str] = []
+
+    async def note(call: ToolUse) -> None:
+        asked.append(call.id)
+
+    calls = [
+        use("z"),
+        ToolUse("y", "nobody"),
+        ToolUse("x", "step", {}),
+        ToolUse("w", "step", invalid_input="["),
+        use("a"),
+    ]
+    batch, _ = batch_of(*calls, tools=[step])
+    await batch.admit(note)
+    assert asked == ["z", "a"]
+
+
+async def test_a_gate_that_raises_leaves_a_batch_that_can_be_refused() -> None:
+    step, log = recorder()
+    batch, told = batch_of(*[use(each) for each in "bxa"], tools=[step])
+
+    async def halting(call: ToolUse) -> BlockCall | EditCall | None:
+        if call.id == "x":
+            raise Halted("enough")
+        return await judge(call)
+
+    with pytest.raises(Halted):
+        await batch.admit(halting)
+    batch.refuse("not run")
+    assert [(r.tool_use_id, r.text, r.outcome) for r in batch.results()] == [
+        ("b", "Blocked: no", "blocked"),
+        ("x", "not run", "error"),
+        ("a", "not run", "error"),
+    ]
+    assert (log, told.events, batch.cut_ends(), batch.succeeded) == ([], [], [], frozenset())
+    assert [(r.start_event_seq, r.end_event_seq, r.duration) for r in batch.records()] == [(None, None, 0.0)] * 3
+
+
+async def test_a_batch_that_is_cut_behind_its_gate() -> None:
+    step, _ = recorder()
+    batch, _ = batch_of(*[use(each) for each in "abc"], tools=[step])
+    await batch.admit(judge)
+    batch.cut("timed_out")
+    assert [r.outcome for r in batch.results()] == ["timed_out", "blocked", "timed_out"]
+    assert [r.input["name"] for r in batch.records()] == ["a", "b", "C"]
+
+
+async def test_an_edited_call_is_parsed_anew_and_not_with_what_was_parsed_before() -> None:
+    """Defaults of the first parse do not leak into the second."""
+    seen: list[tuple[int, list[int]]] = []
+
+    @tool
+    async def collect(n: int, items: list[int] | None = None) -> None:
+        """Collect."""
+        seen.append((n, [] if items is None else items))
+
+    batch, _ = batch_of(ToolUse("a", "collect", {"n": 1, "items": [1, 2]}), tools=[collect])
+
+    async def fewer(call: ToolUse) -> EditCall:
+        return EditCall({"n": "2"})
+
+    await batch.admit(fewer)
+    await batch.run()
+    assert seen == [(2, [])]
+    assert batch.records()[0].input == {"n": "2"}
 
 
 def test_errors_are_ours() -> None:

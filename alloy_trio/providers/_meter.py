@@ -2,8 +2,9 @@
 One attempt's cost, while it streams and when it is over: the rules, without I/O. `_metered` applies them.
 
 What arrives is counted as the provider counts it, where it says so while it streams, and by its bytes since then. A provider
-that stops at its cap by itself is trusted up to a quarter over it, since bytes are only an estimate; any other is held to
-what is reserved. Hidden reasoning sends nothing that could be counted: only the cap bounds it.
+that stops at its cap by itself is trusted up to a quarter over it, since bytes are only an estimate. Any other is held to what
+is reserved, and each of its deltas counts as a token at least: short words are tokens too. (Not so of the first: gateways cut
+up deltas letter by letter.) Hidden reasoning sends nothing that could be counted: only the cap bounds it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .._budget import Reservation
-from .._errors import ConnectionFailed, ProviderError, ProviderTimeout, WireError
+from .._budget import Ask, Reservation
+from .._errors import (
+    AuthenticationError,
+    BadRequest,
+    ConnectionFailed,
+    InvalidOption,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    RateLimited,
+    WireError,
+)
 from .._estimate import Estimator, Size, measure_block, measure_text
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta, UsageUpdate
 from .._messages import Text, Thinking, ToolUse
@@ -27,7 +38,8 @@ if TYPE_CHECKING:
     from .._events import ProviderEvent
     from ._base import Response
 
-_SLACK = Decimal("1.25")  # how far a count by bytes may be off
+_SLACK = 1.25  # how far a count by bytes may be off
+_REFUSED = 300  # a status from here on is no answer
 
 
 @attrs.define
@@ -49,10 +61,11 @@ class Meter:
     prompt: int
     reservation: Reservation
     limited: bool
-    _reported: Usage = attrs.field(factory=Usage)
-    _received: int = 0  # bytes
-    _before_report: int = 0  # how many of them the last report includes
-    _in_block: int = 0  # how many came as deltas of the block in flight
+    _cap: int = attrs.field(init=False, default=attrs.Factory(lambda self: self.reservation.tokens, takes_self=True))
+    _reported: Usage = attrs.field(init=False, factory=Usage)
+    _bytes: int = attrs.field(init=False, default=0)  # that came since
+    _deltas: int = attrs.field(init=False, default=0)  # that came since
+    _open: set[str] = attrs.field(init=False, factory=set)  # blocks of which deltas have come, but not the end
 
     def take(self, event: ProviderEvent) -> bool:
         """Count an event. Whether more may come; if not, the attempt is to be cut behind it."""
@@ -61,25 +74,24 @@ class Meter:
             return True
         if isinstance(event, UsageUpdate) and prompt_tokens(event.usage):
             self._correct_prompt(self.price, event.usage)
-        trust = _SLACK if self.terms.enforces_cap else 1
-        while self._output_tokens() > self.reservation.tokens * trust:
-            more = max(1, self.reservation.tokens // 4)
-            if not self.reservation.extend(more, more * self._output_rate(self.price)):
-                return False
-        return True
+        held, count = self.reservation.tokens, self._output_tokens()
+        # What a prompt that was larger than thought has taken from the answer, the provider does not know of.
+        if count <= (held * _SLACK if self.terms.enforces_cap and held >= self._cap else held):
+            return True
+        missing, rate = count - held, self._output_rate(self.price)
+        return any(self.reservation.extend(more, more * rate) for more in (max(missing, held // 4), missing))
 
     def usage(self, response: Response | None, error: Exception | None) -> Usage:
         """Return what the attempt has used: as reported, else as far as one can tell."""
         if response is not None and response.usage != Usage():
             return response.usage
-        begun = bool(response or self._received or self._reported != Usage())
+        begun = bool(response or self._bytes or self._reported != Usage())
         if not begun and _refused(error):
             return Usage()
-        output = math.ceil(self._output_tokens() * _SLACK)
-        if self.limited and self.terms.runs_on and response is None and _left_alone(error):
-            output = self.reservation.tokens
-        known = self._reported if prompt_tokens(self._reported) else Usage(input_tokens=self.prompt)
-        return attrs.evolve(known, output_tokens=output, estimated=True)
+        goes_on = self.limited and self.terms.runs_on and response is None and _left_alone(error)
+        prompt = math.ceil(self.prompt * self.estimator.margin) if goes_on else self.prompt
+        known = self._reported if prompt_tokens(self._reported) else Usage(input_tokens=prompt)
+        return attrs.evolve(known, output_tokens=self._settled_tokens(response, goes_on=goes_on), estimated=True)
 
     def cost(self, usage: Usage) -> tuple[Decimal, bool]:
         """Return what that usage costs, in dollars, as far as it is known; and whether that is all of it."""
@@ -93,19 +105,32 @@ class Meter:
     def _count(self, event: ProviderEvent) -> None:
         match event:
             case TextDelta(text=piece) | ThinkingDelta(text=piece) | ToolInputDelta(json=piece):
-                size = measure_text(piece).text
-                self._in_block += size
-                self._received += size
-            case BlockEnd(block=block):
-                if isinstance(block, Text | Thinking | ToolUse) and not self._in_block:  # it came in one piece
-                    self._received += measure_block(block).text
-                self._in_block = 0
+                self._open.add(_block_of(event))
+                self._deltas += 1
+                self._bytes += measure_text(piece).text
+            case BlockEnd(block=Text() | Thinking() | ToolUse() as block):
+                if (name := _block_of(block)) in self._open:
+                    self._open.remove(name)
+                else:  # it came in one piece
+                    self._bytes += measure_block(block).text
             case UsageUpdate(usage=usage):
-                self._reported, self._before_report = usage, self._received
+                if usage.output_tokens > self._reported.output_tokens:  # else it says nothing of what came since
+                    self._bytes = self._deltas = 0
+                self._reported = usage
 
     def _output_tokens(self) -> int:
-        unreported = Size(self._received - self._before_report, 0)
-        return self._reported.output_tokens + self.estimator.tokens(unreported)
+        received = self.estimator.tokens(Size(self._bytes))
+        return self._reported.output_tokens + (received if self.terms.enforces_cap else max(received, self._deltas))
+
+    def _settled_tokens(self, response: Response | None, *, goes_on: bool) -> int:
+        """Return what an answer without a report is settled at: up to the reservation, a quarter more than what came."""
+        if response is not None and not (self._bytes or self._reported.output_tokens):  # nobody has listened
+            self._bytes = sum(measure_block(block).text for block in response.message.content)
+        count = self._output_tokens()
+        if goes_on:
+            return max(count, self._cap)
+        with_slack = math.ceil(count * _SLACK)
+        return max(count, min(with_slack, self.reservation.tokens)) if self.limited else with_slack
 
     def _output_rate(self, price: Price) -> Decimal:
         return per_token(price.for_prompt(self.prompt).output)
@@ -114,14 +139,28 @@ class Meter:
         """The provider has said how large the prompt is: hold what it costs, in place of an estimate."""
         self.prompt = prompt_tokens(usage)
         exact = price.cost(attrs.evolve(usage, output_tokens=0, server_tool_calls=0)) or Decimal(0)
-        self.reservation.correct(exact + self.reservation.tokens * self._output_rate(price))
+        wanted = self.reservation.tokens
+        self.reservation.correct(Ask(fixed=exact, rate=self._output_rate(price), wanted=wanted, least=0))
+
+
+def _block_of(piece: object) -> str:
+    """Return what tells the blocks of an answer apart while they are under way: calls may come side by side."""
+    match piece:
+        case TextDelta() | Text():
+            return "text"
+        case ToolInputDelta(id=call) | ToolUse(id=call):
+            return f"call {call}"
+    return "thinking"
 
 
 def _refused(error: Exception | None) -> bool:
-    """Whether the provider has said no before it began to answer: that is not billed."""
-    if isinstance(error, ConnectionFailed):
-        return error.nothing_sent
-    return isinstance(error, ProviderError) and not isinstance(error, ProviderTimeout | WireError)
+    """Whether the provider was not asked at all, or has said no before it began to answer: that is not billed."""
+    match error:
+        case InvalidOption() | AuthenticationError() | RateLimited() | Overloaded() | BadRequest():
+            return True
+        case ConnectionFailed(nothing_sent=True):
+            return True
+    return isinstance(error, ProviderError) and error.status is not None and error.status >= _REFUSED
 
 
 def _left_alone(error: Exception | None) -> bool:

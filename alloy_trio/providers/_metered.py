@@ -61,7 +61,7 @@ class Metered:
         self.name = provider_name(provider)
         self.model = provider_model(provider)
         own = getattr(provider, "price", None)
-        self.price: Price | None = own if isinstance(own, Price) or info is None else info.price
+        self.price = own if isinstance(own, Price) else None if info is None else info.price
         self._limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
         self._streams = streaming and hasattr(provider, "stream")
 
@@ -115,7 +115,7 @@ class Metered:
                 tell(_stopped(told, attempt, response, error, usage))
         if response is None:
             raise BudgetExhausted
-        if usage.estimated and not response.usage.estimated:
+        if usage.estimated:
             response = attrs.evolve(response, usage=usage)
         else:
             attempt.meter.estimator.learn(size, prompt_tokens(usage))
@@ -199,16 +199,17 @@ class _Attempt:
 
         async def emit(*events: ProviderEvent) -> None:
             passed: list[ProviderEvent] = []
+            is_cut = False
             for event in events:
-                goes_on = self.meter.take(event)
-                if not isinstance(event, UsageUpdate):
+                if isinstance(event, UsageUpdate):  # it counts behind the cut, too: it says what has been generated
+                    is_cut = not self.meter.take(event) or is_cut
+                elif not is_cut:
+                    is_cut = not self.meter.take(event)
                     passed.append(event)
-                if not goes_on:
-                    break
             if passed:
                 with self.meter.reservation.blocked():
                     await outer(*passed)
-            if events and not goes_on:
+            if is_cut:
                 self.scope.cancel()
                 await trio.lowlevel.checkpoint_if_cancelled()
 

@@ -84,8 +84,9 @@ class OpenAI(HTTPProvider):
     What has no option here is a field of the API's, for instance `extra_body={"reasoning": {"effort": "high"}}`.
 
     A conversation is stateless unless `store=True` or `previous_response_id=` says otherwise: then a request continues
-    from the last answer in its messages that came from here, was not interrupted, is kept by the server and was given since
-    the conversation was last changed (compacted, edited), and carries only the messages after that one. As long as there is none, it continues from `previous_response_id` and carries all
+    from the last answer in its messages that came from here, was not interrupted, is kept by the server and was given
+    since the conversation was last changed (compacted, edited), and carries only the messages after that one. As long as
+    there is none, it continues from `previous_response_id`, or from what a run's `provider_state=` names, and carries all
     messages, which are the new ones; answers that do not descend from that response are no candidates. The system
     prompt goes as `instructions`, which hold for one answer and are not piled up in the chain. `store=False` together
     with `previous_response_id=` keeps nothing new: every request continues from that response and carries all messages.
