@@ -247,14 +247,16 @@ class Reservation:
 
         Where that is more than is there, it is held for fewer tokens of the answer, down to none.
         """
-        room = min((budget._free for budget in self._budgets), default=ask.amount(ask.wanted)) + self.amount  # noqa: SLF001 - one ledger
+        before = self.amount
+        room = min((budget._free for budget in self._budgets), default=ask.amount(ask.wanted)) + before  # noqa: SLF001 - one ledger
         self.tokens = max(ask.affordable(room), 0)
         self._hold(ask.amount(self.tokens))
-        _stir()
+        if self.amount < before:
+            _stir()
 
     def extend(self, tokens: int, amount: Decimal) -> bool:
-        """Hold that much more, for so many tokens more, if it is there and nobody waits for it. Never waits."""
-        if _is_waited_for(self._budgets) or any(budget._free < amount for budget in self._budgets):  # noqa: SLF001 - one ledger
+        """Hold that much more, for so many tokens more, if it is there and nobody waits for any. Never waits."""
+        if amount and (_is_waited_for(self._budgets) or any(budget._free < amount for budget in self._budgets)):  # noqa: SLF001 - one ledger
             return False
         self.tokens += tokens
         self._hold(self.amount + amount)
@@ -311,7 +313,9 @@ class _Waiter:
         return self.granted
 
     def passes(self) -> bool:
-        """Whether it is a part of a holder: those who wait for that need not be waited for."""
+        """Whether it need not stand in line: it costs nothing, or is a part of a holder, whom those in line wait for."""
+        if not self.ask.amount(self.ask.wanted):
+            return True
         own = self._own()
         return any(holder.account in own for budget in self.around.budgets for holder in budget._holders)  # noqa: SLF001 - one ledger
 

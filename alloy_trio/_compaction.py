@@ -169,8 +169,8 @@ class Compaction(Middleware):
         steps = tuple(step for step in steps if step[0] != state.messages)
         if steps:
             await self._tell(state, middle)
-        for messages, kind in steps:
-            await state.compacted(messages, kind)
+        for number, (messages, kind) in enumerate(steps, 1):
+            await state.compacted(messages, kind, final=number == len(steps))
 
     async def _leave_reasoning_out(self, state: RunState) -> None:
         """Begin an epoch, and change nothing else: reasoning alone is what is too much."""

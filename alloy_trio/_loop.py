@@ -35,6 +35,7 @@ from ._result import Status
 from ._state import Run
 from ._story import Story
 from ._turns import take_turns
+from ._util import single
 from .providers._base import provider_model, provider_name
 from .providers._metered import measure_fixed
 
@@ -144,12 +145,8 @@ async def _run(run: Run) -> Result:
         with scope:
             await trio.lowlevel.checkpoint()
             end = _End(await _start(run, story))
-    except BudgetExhausted:
-        end = _End("budget_exceeded")
-    except Halted as caught:
-        end = _End("halted", caught)
     except Exception as caught:  # noqa: BLE001 - raised again below, with the result
-        end = _End("error", caught)
+        end = _ended_by(single(caught))  # the deadline's part of a group has been taken out by now
     finally:
         batch = run.cut("timed_out" if scope.cancelled_caught else "cancelled")
         if end is None and not scope.cancelled_caught:  # a cancel from outside, on its way
@@ -164,6 +161,16 @@ async def _run(run: Run) -> Result:
     if end.error is not None and end.status != "halted":
         raise end.error
     return result
+
+
+def _ended_by(error: Exception) -> _End:
+    match error:
+        case BudgetExhausted():
+            return _End("budget_exceeded")
+        case Halted():
+            return _End("halted", error)
+        case _:
+            return _End("error", error)
 
 
 async def _start(run: Run, story: Story) -> Status:

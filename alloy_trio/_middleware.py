@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from decimal import Decimal
 
-    from ._estimate import Size
     from ._gate import Verdict
     from ._messages import ToolUse
+    from ._result import Result
     from ._session import Session
     from ._state import Run
     from ._usage import Usage
@@ -76,8 +76,7 @@ class RunState:
     @messages.setter
     def messages(self, messages: Iterable[Message]) -> None:
         self._run.history.replace(self._with_calls(tuple(messages)))
-        if self._run.batch is None:  # else it is not valid before the results are there
-            self._run.commit()
+        self._run.commit()
 
     def _with_calls(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """Return a conversation if it still has, at its end, the calls that are about to run."""
@@ -156,6 +155,11 @@ class RunState:
         return self._run.config.context_tokens
 
     @property
+    def outcome(self) -> Result | None:
+        """How the run has ended, for `on_error` and `session_end`; None while it goes on."""
+        return self._run.outcome
+
+    @property
     def estimated_tokens(self) -> int:
         """How large the next prompt is, estimated: instructions, tools and conversation, in tokens."""
         return self._run.estimated_tokens
@@ -164,10 +168,6 @@ class RunState:
     def on_compaction(self) -> OnCompaction | None:
         """What the user gave as `on_compaction=`, for whoever makes the conversation shorter."""
         return self._run.config.on_compaction
-
-    def estimate(self, size: Size) -> int:
-        """Return how many tokens something of this size has for the run's model."""
-        return self._run.estimate(size)
 
     async def ask(self, request: Request) -> Response:
         """
@@ -178,13 +178,24 @@ class RunState:
         """
         return await self._run.ask(request)
 
-    async def compacted(self, messages: Iterable[Message], kind: Literal["cleared", "summarized", "truncated"]) -> None:
+    async def compacted(
+        self,
+        messages: Iterable[Message],
+        kind: Literal["cleared", "summarized", "truncated"],
+        *,
+        final: bool = True,
+    ) -> None:
         """
         Put a shorter conversation in place of the one so far, and let everybody know: as `Compaction` does.
 
-        Raises what an `after_compaction` hook does, and `InvalidOption` as assigning to `messages` does.
+        Args:
+            messages: The conversation.
+            kind: What was done to it.
+            final: Whether that was all: only then `after_compaction` is called.
+
+        Raises what an `after_compaction` hook does.
         """
-        await self._run.compacted(self._with_calls(tuple(messages)), kind)
+        await self._run.compacted(self._with_calls(tuple(messages)), kind, final=final)
 
     async def emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """Send a `Custom` event into the run's events, and wait until it has been taken."""
@@ -206,7 +217,11 @@ class Middleware:
         """The model is about to be asked."""
 
     async def after_completion(self, state: RunState) -> None:
-        """The model has given its final answer, which asks for no more tools."""
+        """
+        The model has given its final answer, which asks for no more tools.
+
+        With a user's message appended to `state.messages`, or put in the answer's place, the run goes on.
+        """
 
     async def after_tool_request(self, state: RunState) -> None:
         """The model has asked for tools. To look at single calls, or to stop one, there is `before_tool_call`."""
@@ -235,7 +250,7 @@ class Middleware:
         """
         The run is over, however it ended: the last thing that happens. For an agent: the agent stops.
 
-        Also after a cancel, when it has `cancel_grace` seconds.
+        A cancel of the run reaches it `cancel_grace` seconds late, and it may end as long behind the run's `timeout`.
         """
 
 

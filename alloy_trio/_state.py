@@ -136,7 +136,7 @@ class Run:
         return await self.provider.stream(request, emit)
 
     async def compacted(
-        self, messages: tuple[Message, ...], kind: Literal["cleared", "summarized", "truncated"]
+        self, messages: tuple[Message, ...], kind: Literal["cleared", "summarized", "truncated"], *, final: bool
     ) -> None:
         """Replace the history by a shorter one, and tell everybody."""
         count, tokens = len(self.history.messages), self.estimated_tokens
@@ -154,7 +154,8 @@ class Run:
                     **attrs.asdict(event),
                 )
             )
-        await self.hooks.fire("after_compaction", self.view)
+        if final:
+            await self.hooks.fire("after_compaction", self.view)
 
     def commit(self) -> None:
         """Let the session say what the run has done so far, unless calls wait for their results: then it is no valid history."""

@@ -123,10 +123,11 @@ def _count_misfit(run: Run, error: object) -> None:
 
 
 async def _is_final(run: Run) -> bool:
-    """Whether the answer is the last one: a hook may have something to say to it."""
-    before = run.history.messages
+    """Whether the answer is the last one: a hook may have something to say to it, behind it or in its place."""
+    last = run.history.messages[-1]  # a user's already, if the answer is empty, or was a tool's input
     await run.hooks.fire("after_completion", run.view)
-    return run.history.messages is before or run.history.messages[-1].role != "user"
+    now = run.history.messages[-1]
+    return now is last or now.role != "user" or bool(now.tool_results)
 
 
 async def _run_tools(run: Run, batch: Batch) -> None:

@@ -18,6 +18,13 @@ def new_id(prefix: str = "") -> str:
     return prefix + secrets.token_urlsafe(16)
 
 
+def single(error: Exception) -> Exception:
+    """Return what a group of one says: its member."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def export(namespace: dict[str, Any], names: Sequence[str]) -> None:
     """
     Give each exported class and function the public namespace as its `__module__`.

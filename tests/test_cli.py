@@ -432,7 +432,8 @@ def test_what_a_server_refuses_is_one_line(
 
 
 def test_a_refused_connection(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hi", "--base-url", f"http://127.0.0.1:{closed_port()}/v1", "--model", "m"]) == 1
+    there = ["--base-url", f"http://127.0.0.1:{closed_port()}/v1", "--model", "m"]
+    assert main(["hi", *there, "--max-retries", "0"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
@@ -644,7 +645,7 @@ def test_ways_to_leave_a_conversation(typed: str, status: int) -> None:
 
 
 def test_a_conversation_keeps_its_session_and_survives_an_error(server: Server) -> None:
-    with Terminal("--base-url", server.url, "--model", "m") as terminal:
+    with Terminal("--base-url", server.url, "--model", "m", "--max-retries", "0") as terminal:
         terminal.expect("> ")
         terminal.type("one\n")
         assert "Hello world\n" in terminal.expect("\n> ")

@@ -90,7 +90,7 @@ class FakeRun:
             raise reply
         return Response(message=Message.assistant(reply)) if isinstance(reply, str) else reply
 
-    async def compacted(self, messages: Iterable[Message], kind: str) -> None:
+    async def compacted(self, messages: Iterable[Message], kind: str, *, final: bool = True) -> None:
         await trio.lowlevel.checkpoint()
         if self.history.replace(messages):
             self.kinds.append(kind)

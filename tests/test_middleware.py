@@ -681,6 +681,29 @@ async def test_an_error_out_of_a_nursery_of_the_hooks_own_comes_alone() -> None:
     assert caught.value.result is not None
 
 
+@pytest.mark.parametrize("raised", [Broken("disk"), Halted("enough")])
+async def test_an_error_beside_the_runs_deadline_comes_alone_as_well(raised: Exception, autojump_clock: object) -> None:
+    """A nursery puts both into a group; the deadline's part of it is taken out, and a group of one is left."""
+
+    async def messy(*_: object) -> None:
+        async def child() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise raised
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+            await trio.sleep_forever()
+
+    if isinstance(raised, Halted):
+        result = await plain(Spy(before_completion=messy), timeout=1)
+        assert (result.status, result.error) == ("halted", raised)
+        return
+    with pytest.raises(Broken, match="disk"):
+        await plain(Spy(before_completion=messy), timeout=1)
+
+
 async def test_two_errors_at_once_stay_a_group() -> None:
     async def check(*_: object) -> None:
         raise ExceptionGroup("both", [Broken("one"), Broken("two")])
@@ -1037,11 +1060,42 @@ async def test_a_question_in_the_place_of_an_answer_goes_on_too() -> None:
     assert (result.status, [m.text for m in result.messages]) == ("completed", ["go", "try again", "good"])
 
 
-async def test_an_empty_answer_does_not_go_on_by_itself() -> None:
+REDACTED: dict[str, Act] = {
+    "nothing": lambda _: None,
+    "the same": assign(lambda state: state.messages),
+    "the first": assign(lambda state: (Message.user("GO"), *state.messages[1:])),
+}
+
+
+@pytest.mark.parametrize("act", REDACTED.values(), ids=REDACTED)
+async def test_an_empty_answer_does_not_go_on_by_itself(act: Act) -> None:
     reply = Response(message=Message("assistant", ()))
-    for act in (lambda _: None, assign(lambda state: state.messages)):
-        result = await plain(Spy(after_completion=act), replies=[reply])
-        assert (result.status, result.turns) == ("completed", 1)
+    messages = [Message.user("start"), Message.assistant("yes?")]
+    result = await plain(Spy(after_completion=act), replies=[reply], messages=messages)
+    assert (result.status, result.turns) == ("completed", 1)
+
+
+REDACTED_RESULT = {
+    "the last": assign(lambda state: (*state.messages[:-1], Message.user(ToolResult("c1", "[redacted]"))))
+}
+
+
+@pytest.mark.parametrize("act", [*REDACTED.values(), *REDACTED_RESULT.values()], ids=[*REDACTED, *REDACTED_RESULT])
+async def test_an_answer_by_a_tool_does_not_go_on_by_itself(act: Act) -> None:
+    """The last message is the tool's result then: a user's, but nobody has said it."""
+    replies: list[Script] = [tool_call("final_answer", {"value": 5}, id="c1")]
+    result = await plain(Spy(after_completion=act), replies=replies, output_type=int)
+    assert (result.status, result.turns, result.output) == ("completed", 1, 5)
+
+
+async def test_an_answer_by_a_tool_may_be_asked_about_too() -> None:
+    def check(state: RunState) -> None:
+        if state.turns == 1:
+            state.messages = (*state.messages, Message.user("are you sure?"))
+
+    replies: list[Script] = [tool_call("final_answer", {"value": 5}), tool_call("final_answer", {"value": 6})]
+    result = await plain(Spy(after_completion=check), replies=replies, output_type=int)
+    assert (result.status, result.turns, result.output) == ("completed", 2, 6)
 
 
 async def test_mw_19_a_hook_makes_the_prompt_shorter_itself() -> None:
@@ -1329,11 +1383,17 @@ async def test_what_session_end_changes_after_a_cancel_is_in_the_result(autojump
 
 
 async def test_what_session_end_changes_is_in_the_result_when_the_end_is_told() -> None:
+    seen: list[Any] = []
+
+    def look(envelope: Envelope) -> None:
+        if isinstance(envelope.event, RunEnd):
+            seen.append(events.result.metadata)
+
     spy = Spy(session_end=lambda state: state.metadata.update(cleaned=True))
-    async with stream("go", provider=ScriptedProvider([text("x")]), middleware=[spy]) as events:
-        async for event in events:
-            if isinstance(event, RunEnd):
-                assert events.result.metadata == {"cleaned": True}
+    async with stream("go", provider=ScriptedProvider([text("x")]), middleware=[spy], on_event=look) as events:
+        async for _ in events:
+            pass
+    assert seen == [{"cleaned": True}]
 
 
 async def test_a_halted_stream_that_is_left_early_raises_nothing(autojump_clock: object) -> None:

@@ -10,7 +10,10 @@ compaction, a sub-agent) pays the same way. Nothing else mentions money.
                attempt is cut by its cancel scope: the delta that passed it is the last that is handed over.
     after      settled at what the provider reports. Without a report: at nothing, if it refused before it began to answer; at
                the whole reservation, if it goes on generating without us; else at the prompt's estimate and 1.25 times what
-               was received. Usage says then that it is `estimated`.
+               was received, as far as that was reserved. Usage says then that it is `estimated`.
+
+Only what streams can be counted and cut. So under a budget a provider that may not keep to its cap is asked to stream for a run
+that does not, too. How far an answer had come that was to arrive in one piece, nobody knows: it counts as going on without us.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from .._messages import Message
 from .._price import Price, per_token, prompt_tokens
 from .._telemetry import RequestStarted, RequestStopped, is_on, tell
 from .._usage import Usage
-from ._base import Emit, Provider, Request, Response, StopReason, provider_model, provider_name, terms_of
+from ._base import Emit, Provider, Request, Response, StopReason, Terms, provider_model, provider_name, terms_of
 from ._json import encode
 from ._meter import Meter
 
@@ -63,7 +66,7 @@ class Metered:
         own = getattr(provider, "price", None)
         self.price = own if isinstance(own, Price) else None if info is None else info.price
         self._limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
-        self._streams = streaming and hasattr(provider, "stream")
+        self._streaming = streaming
 
     def check(self) -> None:
         """
@@ -102,10 +105,10 @@ class Metered:
         size = measured(request)
         attempt, request = await self._reserve(request, size)
         response, error, usage = None, None, Usage()
-        told = self._tell_start(attempt.account, request)
+        told = self._tell_start(attempt, request)
         try:
             with attempt.scope:
-                response = self._check(await self._perform(request, attempt.emit(emit)))
+                response = self._check(await self._perform(attempt, request, emit))
         except Exception as caught:
             error = caught
             raise
@@ -125,10 +128,11 @@ class Metered:
 
     async def _reserve(self, request: Request, size: Size) -> tuple[_Attempt, Request]:
         """Set aside what the request may cost, and return it with the cap that this allows."""
-        terms, surroundings = terms_of(self.provider), around()
+        surroundings, asked = around(), request.max_output_tokens
+        limited = bool(surroundings.budgets)
+        streams, terms = self._streams(limited=limited)
         estimator = estimator_for(self.name, self.model)
         prompt = estimator.tokens(size)
-        limited, asked = bool(surroundings.budgets), request.max_output_tokens
         if limited and self.price is not None:
             most = math.ceil(prompt * estimator.margin)
             rates = self.price.for_prompt(most)
@@ -144,22 +148,30 @@ class Metered:
         else:
             reservation = Reservation(0, Decimal(0), surroundings.account, ())
         meter = Meter(estimator, self.price, terms, prompt, reservation, limited)
-        return _Attempt(meter, surroundings.account or Account(), asked, reservation.tokens), request
+        return _Attempt(meter, surroundings.account or Account(), asked, reservation.tokens, streams), request
 
-    async def _perform(self, request: Request, emit: Emit) -> Response:
-        if self._streams:
-            return await self.provider.stream(request, emit)  # type: ignore[attr-defined, no-any-return] # it has one
+    def _streams(self, *, limited: bool) -> tuple[bool, Terms]:
+        """Return whether the provider is asked to stream, and the terms on which it answers then."""
+        terms = terms_of(self.provider)
+        wanted = self._streaming or (limited and not terms.enforces_cap)
+        streams = wanted and hasattr(self.provider, "stream")
+        return streams, terms if streams else attrs.evolve(terms, runs_on=True)
+
+    async def _perform(self, attempt: _Attempt, request: Request, emit: Emit) -> Response:
+        if attempt.streams:
+            heard = attempt.emit(emit if self._streaming else _ignore)
+            return await self.provider.stream(request, heard)  # type: ignore[attr-defined, no-any-return] # it has one
         return await self.provider.complete(request)
 
-    def _tell_start(self, account: Account, request: Request) -> RequestStarted | None:
+    def _tell_start(self, attempt: _Attempt, request: Request) -> RequestStarted | None:
         if not is_on():
             return None
         told = RequestStarted(
-            session_id=account.session_id,
-            correlation_id=account.correlation_id,
+            session_id=attempt.account.session_id,
+            correlation_id=attempt.account.correlation_id,
             provider=self.name,
             model=self.model,
-            streaming=self._streams,
+            streaming=attempt.streams,
             attempt=request.attempt,
             max_output_tokens=request.max_output_tokens,
             request=request,
@@ -191,6 +203,7 @@ class _Attempt:
     account: Account
     asked: int | None  # the cap that was wanted
     granted: int  # the one that could be had
+    streams: bool
     started: float = attrs.field(factory=trio.current_time)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 

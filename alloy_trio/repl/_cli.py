@@ -77,6 +77,7 @@ class Flags:
     system: str | None
     max_turns: int | None
     max_output_tokens: int | None
+    max_retries: int | None
     timeout: float | None
     directory: Path
     json: bool
@@ -129,6 +130,9 @@ def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...])
     "--max-turns", metavar="N", type=click.IntRange(min=1), help="Answers of the model that a run may take (25)."
 )
 @click.option("--max-output-tokens", metavar="N", type=click.IntRange(min=1), help="The cap on each answer.")
+@click.option(
+    "--max-retries", metavar="N", type=click.IntRange(min=0), help="How often a request that failed is made again (3)."
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -267,6 +271,8 @@ def _run_options(flags: Flags, provider: Provider) -> RunOptions:
     }
     if flags.max_turns is not None:
         options["max_turns"] = flags.max_turns
+    if flags.max_retries is not None:
+        options["max_retries"] = flags.max_retries
     return options
 
 

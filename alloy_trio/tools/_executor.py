@@ -29,6 +29,7 @@ from .._gate import BlockCall, EditCall
 from .._messages import Outcome, Text, ToolResult, ToolUse
 from .._result import ToolCall
 from .._telemetry import ToolStarted, ToolStopped, is_on, tell
+from .._util import single
 from ._context import ToolContext
 from ._output import ToolOutput, clip, render
 from ._threads import ThreadResult, call_in_thread
@@ -119,7 +120,7 @@ class _Invocation:
                 self.duration = trio.current_time() - self.started
 
     def fail(self, error: Exception) -> None:
-        error = _single(error)
+        error = single(error)
         self.exception = self.exception or error
         self.end("error", _explain(self.use, error))
 
@@ -399,12 +400,6 @@ def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
         group = []
     if group:
         yield group
-
-
-def _single(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _explain(use: ToolUse, error: Exception) -> str:
