@@ -329,7 +329,7 @@ def test_the_environment_chooses_a_provider_and_one_line_says_so(
         monkeypatch.setenv(name, value)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
-    status = main(["hi", *flags])
+    status = main(["hi", "--max-retries", "0", *flags])
     out, err = capsys.readouterr()
     assert CANARY not in out + err
     if chosen is None:
