@@ -36,9 +36,10 @@ from ._price import money
 from ._usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from ._events import ProviderEvent
     from .providers._base import Response
 
 _PATIENCE = 0.25  # seconds that a listener may take over a batch of events before a waiter stops counting on its run
@@ -51,11 +52,13 @@ class BudgetExhausted(Exception):
 
     Attributes:
         response: An answer that was cut short by the cap which the budget had set, if it is that.
+        heard: What had come of an answer that was cut, as far as nobody was told of it.
     """
 
-    def __init__(self, response: Response | None = None) -> None:
+    def __init__(self, response: Response | None = None, heard: Sequence[ProviderEvent] = ()) -> None:
         super().__init__("the budget is exhausted")
         self.response = response
+        self.heard = heard
 
 
 class Budget:

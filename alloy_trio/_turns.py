@@ -193,6 +193,7 @@ async def _ask(run: Run) -> tuple[Response, Sequence[ContentEvent], bool]:
         response = await run.provider.stream(request, emit)
     except BudgetExhausted as exhausted:
         if exhausted.response is None:
+            recorder.take(tuple(exhausted.heard))
             raise
         response, capped = exhausted.response, True
     content = response.message.content

@@ -36,7 +36,7 @@ from alloy_trio import (
     stream,
     tool,
 )
-from alloy_trio.events import Retry, TextDelta
+from alloy_trio.events import Envelope, Retry, TextDelta
 from alloy_trio.providers import Anthropic, Request, Response
 from alloy_trio.providers._base import Terms
 from alloy_trio.testing import delay, error, text, tool_call
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from alloy_trio import Result
-    from alloy_trio.events import Envelope
     from alloy_trio.providers import Emit
 
 # --- What is not known.
@@ -884,3 +883,14 @@ async def test_a_deadline_around_a_run_under_a_budget_is_the_callers_own(autojum
         with trio.fail_after(3):
             await streamed(provider=Taxi(seconds=0.01))
     assert standing(budget) == (pytest.approx(Decimal("0.0375"), abs=TICK * 3), 0)
+
+
+async def test_a_buffered_run_keeps_the_text_that_its_budget_has_cut(autojump_clock: object) -> None:
+    """A provider that may ignore its cap is asked to stream under a budget, though nobody listens: else nothing could stop it."""
+    provider, seen = Taxi(5000), list[Envelope]()
+    result = await run("go", provider=provider, max_budget_cents=20, on_event=seen.append)
+    check_cut(result)
+    assert result.text == "word" * 2001
+    assert result.messages[-1].interrupted
+    assert (result.cost_cents, result.overrun_cents) == (Decimal("20.01"), Decimal("0.01"))
+    assert not [each for each in seen if isinstance(each.event, TextDelta)]

@@ -29,7 +29,7 @@ import trio
 from .._budget import Account, Ask, BudgetExhausted, Reservation, around, reserve
 from .._errors import UnknownPrice, WireError
 from .._estimate import Size, estimator_for, measure, measure_text
-from .._events import UsageUpdate
+from .._events import ProviderEvent, UsageUpdate
 from .._messages import Message
 from .._price import Price, per_token, prompt_tokens
 from .._telemetry import RequestStarted, RequestStopped, is_on, tell
@@ -40,7 +40,6 @@ from ._meter import Meter
 
 if TYPE_CHECKING:
     from .._catalog import ModelInfo
-    from .._events import ProviderEvent
     from ..tools._tool import Tool
 
 _ASKED = 8192  # tokens of an answer that are asked for under a budget where nobody has set a cap
@@ -117,7 +116,7 @@ class Metered:
             if told is not None:
                 tell(_stopped(told, attempt, response, error, usage))
         if response is None:
-            raise BudgetExhausted
+            raise BudgetExhausted(heard=attempt.heard)
         if usage.estimated:
             response = attrs.evolve(response, usage=usage)
         else:
@@ -159,8 +158,8 @@ class Metered:
 
     async def _perform(self, attempt: _Attempt, request: Request, emit: Emit) -> Response:
         if attempt.streams:
-            heard = attempt.emit(emit if self._streaming else _ignore)
-            return await self.provider.stream(request, heard)  # type: ignore[attr-defined, no-any-return] # it has one
+            listen = attempt.emit(emit if self._streaming else attempt.keep)
+            return await self.provider.stream(request, listen)  # type: ignore[attr-defined, no-any-return] # it has one
         return await self.provider.complete(request)
 
     def _tell_start(self, attempt: _Attempt, request: Request) -> RequestStarted | None:
@@ -204,6 +203,7 @@ class _Attempt:
     asked: int | None  # the cap that was wanted
     granted: int  # the one that could be had
     streams: bool
+    heard: list[ProviderEvent] = attrs.field(factory=list)  # of an answer that streams, and nobody listens
     started: float = attrs.field(factory=trio.current_time)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
@@ -227,6 +227,10 @@ class _Attempt:
                 await trio.lowlevel.checkpoint_if_cancelled()
 
         return emit
+
+    async def keep(self, *events: ProviderEvent) -> None:
+        """Take the events of an answer that is wanted in one piece, in case it does not get that far."""
+        self.heard.extend(events)
 
     def settle(self, response: Response | None, error: Exception | None) -> Usage:
         """Book what the attempt has used, and return it."""
