@@ -114,17 +114,17 @@ class Budget:
 
     def __enter__(self) -> Self:
         around = _around.get()
-        _around.set(attrs.evolve(around, budgets=(*around.budgets, self)))
+        _around.set(Around((*around.entered, self), around.account))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         around = _around.get()
-        budgets = list(around.budgets)
+        budgets = list(around.entered)
         if self in budgets:  # else it was entered in another task's context
             del budgets[len(budgets) - 1 - budgets[::-1].index(self)]
-            _around.set(attrs.evolve(around, budgets=tuple(budgets)))
+            _around.set(Around(tuple(budgets), around.account))
 
     def __repr__(self) -> str:
         return f"<Budget: ${self.spent} of ${self.limit} spent, ${self.reserved} reserved>"
@@ -170,19 +170,25 @@ class Account:
 
 @attrs.frozen
 class Around:
-    """What is around the code that asks: the budgets to draw on, outermost first, and the account of the run."""
+    """
+    What is around the code that asks: the budgets to draw on, outermost first, and the account of the run.
 
-    budgets: tuple[Budget, ...] = ()
+    `entered` has them as often as they were entered, `budgets` once.
+    """
+
+    entered: tuple[Budget, ...] = ()
     account: Account | None = None
+    budgets: tuple[Budget, ...] = attrs.field(
+        init=False, default=attrs.Factory(lambda self: tuple(dict.fromkeys(self.entered)), takes_self=True)
+    )
 
 
 _around: ContextVar[Around] = ContextVar("alloy_trio budgets", default=Around())  # noqa: B039 - frozen
 
 
 def around() -> Around:
-    """Return what is around the caller; a budget that was entered twice is there once."""
-    found = _around.get()
-    return attrs.evolve(found, budgets=tuple(dict.fromkeys(found.budgets)))
+    """Return what is around the caller."""
+    return _around.get()
 
 
 @contextlib.contextmanager
@@ -190,7 +196,7 @@ def on_account(account: Account, budget: Budget | None) -> Iterator[None]:
     """Let the body, and the tasks it starts, be paid by this account and this budget, inside those that are around already."""
     outer = _around.get()
     account.outer = outer.account
-    _around.set(Around(outer.budgets if budget is None else (*outer.budgets, budget), account))
+    _around.set(Around(outer.entered if budget is None else (*outer.entered, budget), account))
     try:
         yield
     finally:
@@ -267,6 +273,8 @@ class Reservation:
 
     def settle(self, spent: Decimal) -> None:
         """Give it back, and book what was spent."""
+        if not self._budgets:
+            return
         self._hold(_ZERO)
         for budget in self._budgets:
             budget.spent += spent

@@ -101,7 +101,7 @@ _RATES: dict[type[Media], _Rate] = {
 
 def measure_text(text: str) -> Size:
     """Return the size of plain text."""
-    return Size(_bytes(text))
+    return Size(text_bytes(text))
 
 
 def measure_json(value: Any) -> Size:
@@ -126,13 +126,13 @@ def measure_block(block: Block) -> Size:
     """Return the size of a block, as far as it is sent: text, arguments, results, what a provider wants back, media."""
     match block:
         case Text(text=text, annotations=annotations, provider_data=data):
-            return Size(_bytes(text) + sum(map(_json, annotations)) + _optional(data))
+            return Size(text_bytes(text) + sum(map(_json, annotations)) + _optional(data))
         case Thinking():
             return Size(_reasoning(block))
         case ToolUse() | ServerToolUse():
             return _call(block)
         case ToolResult(tool_use_id=call, content=content):
-            return sum(map(measure_block, content), Size(_CALL_FRAME + _bytes(call)))
+            return sum(map(measure_block, content), Size(_CALL_FRAME + text_bytes(call)))
         case ServerToolResult(payload=payload) | Opaque(payload=payload):
             return Size(_json(payload))
         case Image() | Audio() | Video() | Document():
@@ -142,14 +142,14 @@ def measure_block(block: Block) -> Size:
 def _call(call: ToolUse | ServerToolUse) -> Size:
     """Measure a call. What the provider attached counts where it is the longer part: it may repeat the arguments."""
     invalid = call.invalid_input if isinstance(call, ToolUse) else None
-    arguments = _json(call.input) if invalid is None else _bytes(invalid)
-    return Size(_CALL_FRAME + _bytes(call.id) + _bytes(call.name) + max(arguments, _optional(call.provider_data)))
+    arguments = _json(call.input) if invalid is None else text_bytes(invalid)
+    return Size(_CALL_FRAME + text_bytes(call.id) + text_bytes(call.name) + max(arguments, _optional(call.provider_data)))
 
 
 def _reasoning(block: Thinking) -> int:
     """Measure the text or the seal, whichever is longer: the seal holds the whole text, encrypted, and is read instead."""
-    seal = 0 if block.signature is None else _bytes(block.signature)
-    return max(_bytes(block.text), seal, _optional(block.provider_data))
+    seal = 0 if block.signature is None else text_bytes(block.signature)
+    return max(text_bytes(block.text), seal, _optional(block.provider_data))
 
 
 def _media(block: Media) -> Size:
@@ -170,7 +170,7 @@ def _decoded(base64: str) -> int:
     return len(base64) * 3 // 4
 
 
-def _bytes(text: str) -> int:
+def text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -182,7 +182,7 @@ def _json(value: Any) -> int:
     try:
         return len(msgspec.json.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
-        return _bytes(repr(value))
+        return text_bytes(repr(value))
 
 
 class Estimator:

@@ -202,6 +202,7 @@ class RequestStopped(_OfRun):
         result: `cut` if a budget stopped the answer.
         error: What went wrong, if `result` is `error`.
         usage: Tokens it took, as far as they are known; `estimated` where the provider has not said.
+        cost_cents: What it cost; None if that is not known.
         response_model: The model that answered, if the provider says.
         stop_reason: Why the model stopped; None if it did not get that far.
         response: What was answered: the content, for instruments that record it. None unless the answer is complete.
@@ -215,6 +216,7 @@ class RequestStopped(_OfRun):
     result: Literal["ok", "error", "cancelled", "cut"]
     error: Exception | None = None
     usage: Usage = attrs.field(factory=Usage)
+    cost_cents: Decimal | None = None
     response_model: str | None = None
     stop_reason: str | None = None
     response: Response | None = attrs.field(default=None, repr=False)

@@ -787,6 +787,17 @@ async def test_after_a_report_the_next_prompt_is_reserved_with_a_smaller_margin(
     assert Decimal("1.1") <= held[1] - Decimal("0.1") <= Decimal("1.11")
 
 
+@pytest.mark.parametrize("usage", [Usage(), Usage(1000, 1, estimated=True)], ids=["ours", "the-providers-own"])
+async def test_nothing_is_learned_from_an_estimate(usage: Usage, autojump_clock: object) -> None:
+    held: list[Decimal] = []
+    budget = Budget(100)
+    reply = functools.partial(note, held, budget)
+    with budget:
+        for _ in range(2):
+            await run(PROMPT, provider=scripted(reply, price=DEAR, usage=usage), max_output_tokens=100)
+    assert held == [Decimal("1.6")] * 2
+
+
 async def test_a_prompt_that_may_be_written_into_a_cache_is_reserved_at_that_price(autojump_clock: object) -> None:
     held: list[Decimal] = []
     budget = Budget(100)

@@ -27,7 +27,7 @@ from .._errors import (
     RateLimited,
     WireError,
 )
-from .._estimate import Estimator, Size, measure_block, measure_text
+from .._estimate import Estimator, Size, measure_block, text_bytes
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta, UsageUpdate
 from .._messages import Text, Thinking, ToolUse
 from .._price import Price, per_token, prompt_tokens
@@ -107,7 +107,7 @@ class Meter:
             case TextDelta(text=piece) | ThinkingDelta(text=piece) | ToolInputDelta(json=piece):
                 self._open.add(_block_of(event))
                 self._deltas += 1
-                self._bytes += measure_text(piece).text
+                self._bytes += text_bytes(piece)
             case BlockEnd(block=Text() | Thinking() | ToolUse() as block):
                 if (name := _block_of(block)) in self._open:
                     self._open.remove(name)

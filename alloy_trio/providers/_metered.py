@@ -219,7 +219,9 @@ class _Attempt:
                 elif not is_cut:
                     is_cut = not self.meter.take(event)
                     passed.append(event)
-            if passed:
+            if passed and not self.meter.limited:
+                await outer(*passed)
+            elif passed:
                 with self.meter.reservation.blocked():
                     await outer(*passed)
             if is_cut:
@@ -252,6 +254,7 @@ class _Attempt:
 def _stopped(
     told: RequestStarted, attempt: _Attempt, response: Response | None, error: Exception | None, usage: Usage
 ) -> RequestStopped:
+    cost, known = attempt.meter.cost(usage)
     cut: Literal["cut", "cancelled"] = "cut" if attempt.scope.cancelled_caught else "cancelled"
     return RequestStopped(
         session_id=told.session_id,
@@ -264,6 +267,7 @@ def _stopped(
         result="error" if error is not None else cut if response is None else "ok",
         error=error,
         usage=usage,
+        cost_cents=cost * 100 if known else None,
         response_model=None if response is None else response.message.model,
         stop_reason=None if response is None else str(response.stop_reason),
         response=response,
