@@ -55,8 +55,13 @@ class BudgetExhausted(Exception):
         heard: What had come of an answer that was cut, as far as nobody was told of it.
     """
 
-    def __init__(self, response: Response | None = None, heard: Sequence[ProviderEvent] = ()) -> None:
-        super().__init__("the budget is exhausted")
+    def __init__(
+        self,
+        reason: str = "the budget was used up in the middle of an answer",
+        response: Response | None = None,
+        heard: Sequence[ProviderEvent] = (),
+    ) -> None:
+        super().__init__(reason)
         self.response = response
         self.heard = heard
 
@@ -323,6 +328,14 @@ class _Waiter:
             self.around.account.waits = False
         return self.granted
 
+    def reason(self) -> str:
+        """Say what the request would have needed, and what there is."""
+        least, left = self.ask.amount(self.ask.least), min(budget.left for budget in self.around.budgets)
+        return (
+            f"the next request may cost ${least:.6f} with an answer of {self.ask.least} tokens, the least that is worth "
+            f"asking for, and ${left:.6f} is left; a smaller max_output_tokens needs less"
+        )
+
     def passes(self) -> bool:
         """Whether it need not stand in line: it costs nothing, or is a part of a holder, whom those in line wait for."""
         if not self.ask.amount(self.ask.wanted):
@@ -404,7 +417,7 @@ async def _wait(waiter: _Waiter) -> Reservation:
         while waiter.granted is None:
             if waiter.worth_waiting_until() <= trio.current_time():
                 account.waits = False
-                raise BudgetExhausted
+                raise BudgetExhausted(waiter.reason())
             waiter.wake = trio.Event()
             with trio.move_on_after(_PATIENCE):
                 await waiter.wake.wait()

@@ -8,6 +8,9 @@ in three:
     middle    what may go; never empty, or nothing is done here
     recent    as much of the end as `keep_recent_tokens` allows, verbatim, and at least the last message with what belongs to it
 
+What the user has said last is the one thing that may not be lost: in a long tool loop it moves into the middle, and a summary
+might tell it in other words. So the latest request goes with the recent part in its own words, right behind the summary.
+
 A cut never parts a call from its result, so it lies before an answer or before what a user said, and may lie inside one long turn.
 What is done to the middle, until it is enough:
 
@@ -19,7 +22,9 @@ What is done to the middle, until it is enough:
                   and all messages kept. Where even that is too much, the oldest of them go.
 
 Where the rest alone is still too large (one giant result, one giant paste) it is clipped as well: results first, the oldest
-before the newer, then whatever is longest, then the oldest messages go. The user's own text in the last message stays whole.
+before the newer, then whatever is longest, then the oldest messages go. It is clipped to clearly less than the limit, so that
+this does not happen again in the next turn. A last message of the user's is never clipped (in a tool loop the last one has
+results, and is), nor the latest request, unless it alone takes more than half of the room.
 
 That a conversation was changed shows in its epoch, which makes the wires leave earlier reasoning out: nothing is stripped here.
 """
@@ -37,7 +42,7 @@ from ._errors import InvalidOption, ProviderError
 from ._estimate import Estimator, Size, estimator_for, measure
 from ._history import History
 from ._middleware import Middleware
-from ._shorten import Messages, clear_results, squeeze, truncate, where_to_cut, without_oldest
+from ._shorten import Messages, clear_results, place_of_request, squeeze, truncate, where_to_cut, without_oldest
 from ._summary import SUMMARY_PROMPT, UPDATE_PROMPT, clip, summary_in, summary_message, summary_request
 from .providers._base import StopReason
 
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
 
 _MARGIN = 1.1  # on an estimate that no report of the provider has calibrated
 _COMFORT = 0.75  # of the limit: what a compaction should get below
+_TIGHT = 0.85  # of what the limit leaves for the conversation: what it is clipped to, where nothing else is enough
 _SUMMARY = 4000  # tokens of a summary, at most
 _CAP = 8192  # tokens that the model may take to write it, its reasoning included
 
@@ -137,8 +143,8 @@ class Compaction(Middleware):
         messages = state.messages
         if room.total(messages) > room.goal and not await self._reduce(state, room):
             return
-        if room.total(state.messages) > room.limit:
-            await self._squeeze(state, room)
+        if room.total(state.messages) > room.crowded:
+            await self._squeeze(state, attrs.evolve(room, goal=room.tight))
         elif state.messages is messages:
             await self._leave_reasoning_out(state)
 
@@ -151,15 +157,16 @@ class Compaction(Middleware):
             cleared = parts.around(clear_results(middle, spared=spared))
         if cleared != state.messages and room.total(cleared) <= room.goal:
             await self._apply(state, middle, (cleared, "cleared"))
-        elif room.is_worth_a_summary(middle):
+        elif room.is_worth_a_summary(parts.going):
             summary = await self._summarize(state, middle, room)
             if summary is not None:
-                await self._apply(state, middle, (cleared, "cleared"), (parts.around((summary,)), "summarized"))
+                summarized = parts.around((summary, *parts.request))
+                await self._apply(state, parts.going, (cleared, "cleared"), (summarized, "summarized"))
             elif self.fallback is None:
                 return False
             else:
                 truncated = parts.around(truncate(middle))
-                if room.total(truncated) > room.limit:
+                if room.total(truncated) > room.crowded:
                     truncated = without_oldest(truncated, room.surplus, keep=len(parts.recent))
                 await self._apply(state, middle, (truncated, "truncated"))
         return True
@@ -181,13 +188,21 @@ class Compaction(Middleware):
         messages = state.messages
         places = where_to_cut(messages)
         start = next((place for place in places if place > 0), len(messages))
-        budget = min(self.recent(state.context_tokens), room.goal - room.total(messages[:start]) - room.summary)
+        request = place_of_request(messages)
+        asked = _size(messages[request : request + 1] if request >= start else ())
         sizes = [measure(message, reasoning=False) for message in reversed(messages)]
         behind = [*itertools.accumulate(sizes, initial=Size())][::-1]
+        budget = self.recent(state.context_tokens)
+        left = room.goal - room.total(messages[:start]) - room.summary
+
+        def fits(place: int) -> bool:
+            whole = behind[place] + asked if place > request else behind[place]
+            return room.estimator.tokens(behind[place]) <= budget and room.estimator.tokens(whole) <= left
+
         places = [place for place in places if place >= start]
-        fitting = (place for place in places if room.estimator.tokens(behind[place]) <= budget)
-        end = next(fitting, places[-1] if places else start)
-        return _Parts(messages[:start], messages[start:end], messages[end:])
+        end = next(filter(fits, places), places[-1] if places else start)
+        kept = messages[request : request + 1] if start <= request < end else ()
+        return _Parts(messages[:start], messages[start:end], messages[end:], kept)
 
     async def _summarize(self, state: RunState, middle: Sequence[Message], room: _Room) -> Message | None:
         """Ask the run's provider for a summary; None where there is none, which is logged."""
@@ -263,6 +278,16 @@ class _Room:
         """How long a summary may be."""
         return min(_SUMMARY, self.limit // 8)
 
+    @property
+    def tight(self) -> int:
+        """What a prompt is clipped to: less than it may take, or the next turn would have it clipped again."""
+        return max(self.goal, self.fixed + int(_TIGHT * (self.limit - self.fixed)))
+
+    @property
+    def crowded(self) -> int:
+        """Above what it is clipped: where there is room for a few turns, everybody's words stay as they are."""
+        return (self.tight + self.limit) // 2
+
     def total(self, messages: Iterable[Message]) -> int:
         """Return how large the prompt is with these messages, once they are another conversation than before."""
         return self.fixed + self.estimator.tokens(_size(messages))
@@ -283,11 +308,17 @@ class _Room:
 
 @attrs.frozen
 class _Parts:
-    """A conversation cut in three."""
+    """A conversation cut in three; with the user's latest request, if it is in the middle."""
 
     head: Messages
     middle: Messages
     recent: Messages
+    request: Messages
+
+    @property
+    def going(self) -> Messages:
+        """What is no more there in its own words, once the middle is summarized."""
+        return tuple(message for message in self.middle if not any(message is each for each in self.request))
 
     def around(self, middle: Messages) -> Messages:
         """Return the whole with another middle."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +20,7 @@ from ._middleware import OnCompaction, checked
 from ._options import ELSEWHERE, RunOptions
 from ._output import ANSWER_TOOL, Output
 from ._overrides import Overridden, parse_overrides
+from ._price import Price
 from ._session import Session
 from ._util import new_id
 from .providers._base import Provider, provider_model, provider_name, takes_schema
@@ -25,6 +28,8 @@ from .providers._metered import Metered
 from .providers._names import resolve
 from .providers._retry import Fallback, Retrying, Streaming
 from .tools._tool import Tool
+
+_LONGEST_WAIT = 60.0  # seconds that a provider may ask us to wait where another one stands ready
 
 
 @attrs.frozen(kw_only=True)
@@ -88,7 +93,11 @@ class Config:
 
     def chain(self, metered: Sequence[Metered]) -> Streaming:
         """Return what a run asks: each provider with its retries, and the next one after it."""
-        retrying = [Retrying(each, self.max_retries, self.retry_backoff) for each in metered]
+        waits = [_LONGEST_WAIT] * (len(metered) - 1) + [math.inf]
+        retrying = [
+            Retrying(each, self.max_retries, self.retry_backoff, longest_wait=wait)
+            for each, wait in zip(metered, waits, strict=True)
+        ]
         return Fallback(retrying) if len(retrying) > 1 else retrying[0]
 
     def _info(self, provider: Provider) -> ModelInfo | None:
@@ -105,8 +114,7 @@ def configure(options: Mapping[str, Any]) -> Config:
     rest = dict(options)
     for name in options:
         if name not in RunOptions.__annotations__:
-            valid = ", ".join(sorted(RunOptions.__annotations__))
-            raise InvalidOption(f"unknown option {name!r}: {ELSEWHERE.get(name, f'the options are {valid}')}")
+            raise InvalidOption(f"unknown option {name!r}: {ELSEWHERE.get(name) or _nearest(name)}")
     if rest.get("provider") is None:
         raise InvalidOption(
             'a provider is needed: provider="anthropic:claude-sonnet-5-5", or "demo" to try without a key'
@@ -116,6 +124,8 @@ def configure(options: Mapping[str, Any]) -> Config:
     _check_compaction(rest)
     provider = resolve(rest.pop("provider"))
     fallbacks = _checks.fallbacks(rest.pop("fallback_providers", ()))
+    for each in (provider, *fallbacks):
+        _check_price(each)
     if rest.get("code_execution") is True:
         if _running_code(provider) is provider:
             name = provider_name(provider)
@@ -131,6 +141,12 @@ def configure(options: Mapping[str, Any]) -> Config:
     return Config(**rest, provider=provider, fallback_providers=fallbacks, catalog=catalog, session=session)
 
 
+def _nearest(name: str) -> str:
+    valid = sorted(RunOptions.__annotations__)
+    near = difflib.get_close_matches(name, valid, 1)
+    return f"{f'is it {near[0]}? ' if near else ''}The options are {', '.join(valid)}"
+
+
 def _check_compaction(options: Mapping[str, Any]) -> None:
     placed = sum(isinstance(each, Compaction) for each in options.get("middleware", ()))
     if placed and options.get("compaction") is not None:
@@ -139,6 +155,14 @@ def _check_compaction(options: Mapping[str, Any]) -> None:
         raise InvalidOption("middleware has more than one Compaction: leave all but one out")
     if options.get("on_compaction") is not None and options.get("compaction") is False:
         raise InvalidOption("on_compaction= is given, and compaction=False: nothing would ever call it")
+
+
+def _check_price(provider: Provider) -> None:
+    price = getattr(provider, "price", None)
+    if not isinstance(price, Price | None):
+        raise InvalidOption(
+            f'provider {provider_name(provider)} has price={price!r:.100}: it has to be a Price, like Price("3", "15")'
+        )
 
 
 def _running_code(provider: Provider) -> Provider:

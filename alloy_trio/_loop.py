@@ -60,6 +60,8 @@ def question(config: Config, prompt: object) -> Message | None:
         InvalidOption: It is none, or there is nothing to ask: no prompt, and no messages.
     """
     match prompt:
+        case str() if not prompt.strip():
+            raise InvalidOption("the prompt is blank: say something, or leave it out to go on with messages=")
         case str():
             return Message.user(prompt)
         case Message(role="user"):
@@ -134,6 +136,7 @@ class _End:
 
     status: Status
     error: Exception | None = None
+    reason: str | None = None  # why there was no money
 
 
 async def _run(run: Run) -> Result:
@@ -152,7 +155,7 @@ async def _run(run: Run) -> Result:
         if end is None and not scope.cancelled_caught:  # a cancel from outside, on its way
             await _finish(run, story, _End("cancelled"), batch, scope.deadline)
     if end is None and run.account.waits:
-        end = _End("budget_exceeded")
+        end = _End("budget_exceeded", reason=f"the timeout of {timeout:g} seconds passed while it waited for money")
     elif end is None:
         end = _End("timed_out", RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds"))
     await _finish(run, story, end, batch, scope.deadline)
@@ -166,7 +169,7 @@ async def _run(run: Run) -> Result:
 def _ended_by(error: Exception) -> _End:
     match error:
         case BudgetExhausted():
-            return _End("budget_exceeded")
+            return _End("budget_exceeded", reason=str(error))
         case Halted():
             return _End("halted", error)
         case _:
@@ -182,6 +185,8 @@ async def _start(run: Run, story: Story) -> Status:
 
 async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadline: float) -> None:
     """Call the last hooks, which may change the end, and tell everybody of it."""
+    if end.reason is not None:
+        run.metadata["budget_exceeded"] = end.reason
     run.outcome = run.result(end.status, end.error)
     try:
         try:

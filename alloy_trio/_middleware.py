@@ -19,6 +19,7 @@ changed until then stays.
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -287,8 +288,11 @@ class Hooks:
         edited: EditCall | None = None
         for hook in self._by_name["before_tool_call"]:
             # A copy: what a hook does to the input in place must not change the call in the history.
-            verdict = await _call(hook, state, attrs.evolve(call, input=copy.deepcopy(call.input)))
+            seen = attrs.evolve(call, input=copy.deepcopy(call.input))
+            verdict = await _call(hook, state, seen)
             match verdict:
+                case None if seen != call:
+                    raise TypeError(f"{_name(hook)} changed call.input in place: return EditCall(input) instead")
                 case None:
                     pass
                 case BlockCall():
@@ -319,7 +323,11 @@ def _says_one_thing(group: ExceptionGroup[Exception]) -> bool:
 
 
 def _wrong(hook: object, answer: object, advice: str) -> TypeError:
-    return TypeError(f"{getattr(hook, '__qualname__', repr(hook)):.100} returned {answer!r:.100}: {advice}")
+    return TypeError(f"{_name(hook)} returned {answer!r:.100}: {advice}")
+
+
+def _name(hook: object) -> str:
+    return f"{getattr(hook, '__qualname__', repr(hook)):.100}"
 
 
 def _calls_at_end(messages: Sequence[object]) -> Sequence[ToolUse]:
@@ -351,4 +359,19 @@ def checked(middlewares: Any) -> tuple[object, ...]:
         for name in _HOOKS:
             if (hook := getattr(each, name, None)) is not None and not callable(hook):
                 raise InvalidOption(f"middleware has {each!r:.100}, whose {name} is {hook!r:.100}: make it a function")
+        _check_spelling(each)
     return taken
+
+
+def _check_spelling(middleware: object) -> None:
+    """A hook whose name is misspelled would never be called, and nobody would notice: of a guard, least of all."""
+    for name in dir(type(middleware)):
+        like_a_hook = name.startswith(("before_", "after_")) or difflib.get_close_matches(
+            name, _HOOKS, 1, 0.85
+        )
+        if like_a_hook and name not in _HOOKS and callable(getattr(middleware, name, None)):
+            meant = difflib.get_close_matches(name, _HOOKS, 1, 0.0)[0]
+            raise InvalidOption(
+                f"{type(middleware).__name__}.{name} is no hook and would never be called: is it {meant}? "
+                "Otherwise give it a name that does not look like one"
+            )

@@ -17,6 +17,7 @@ import attrs
 import msgspec
 
 from ._errors import InvalidOption, ToolError
+from ._messages import Message, Text
 from ._util import JSONObject
 from .tools._context import ToolContext
 from .tools._output import ToolOutput
@@ -64,9 +65,10 @@ class Output:
         answer.__annotations__ = {_KEY: kind}
         try:
             read = signature(answer, ToolContext, {})
-        except InvalidOption as error:
-            reason = str(error).partition("cannot be filled from JSON: ")[2] or str(error)
-            raise InvalidOption(f"output_type={kind!r} cannot be an answer: {reason}") from error
+        except (InvalidOption, NameError, TypeError, AttributeError) as error:
+            reason = str(error).partition("cannot be filled from JSON: ")[2].rpartition("; ")[0] or str(error)
+            advice = "give a class whose fields JSON can say, or list[…], dict[str, …], Literal[…] of such; of a union, one class"
+            raise InvalidOption(f"output_type={kind!r} cannot be an answer: {reason}; {advice}") from error
         root = _root(read.schema)
         schema = read.schema if root is None else root
         return cls(schema, takes(schema), read.parse, root is None)
@@ -83,6 +85,20 @@ class Output:
         except ToolError as error:
             said = str(error) if self._wrapped else str(error).replace(f"`$.{_KEY}", "`$")
             raise ToolError(said.replace("invalid input", "the answer does not fit")) from error
+        except Exception as error:  # of the type's own making: what __post_init__ or a set of lists raises
+            raise ToolError(f"the answer does not fit: {type(error).__name__}: {error}") from error
+
+    def parse_message(self, message: Message) -> Any:
+        """Return the value that an answer stands for: its text, or, behind commentary, the last block of it. Raises as `parse` does."""
+        texts = [block.text for block in message.content if isinstance(block, Text) and block.text.strip()]
+        if message.role != "assistant" or not texts:
+            raise ToolError("the answer is empty")
+        try:
+            return self.parse_text("".join(texts))
+        except ToolError:
+            if len(texts) == 1:
+                raise
+            return self.parse_text(texts[-1])
 
     def parse_text(self, text: str) -> Any:
         """Return the value that a text stands for: JSON, in a Markdown fence or not. Raises as `parse` does."""

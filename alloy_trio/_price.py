@@ -43,7 +43,13 @@ def _optional_rate(value: Decimal | str | int | None) -> Decimal | None:
 
 
 def _tiers(tiers: Iterable[tuple[int, "Price"]]) -> tuple[tuple[int, "Price"], ...]:
-    return tuple(sorted(tiers, key=lambda tier: tier[0]))
+    taken = list(tiers)
+    for tier in taken:
+        match tier:
+            case (int(start), Price()) if start > 0:
+                continue
+        raise InvalidOption(f'tiers has {tier!r:.100}: each is (tokens, Price), like (200_001, Price("6", "22.5"))')
+    return tuple(sorted(taken, key=lambda tier: tier[0]))
 
 
 @attrs.frozen

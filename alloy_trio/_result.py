@@ -71,12 +71,12 @@ class Result(Generic[OutputT]):
         error: What ended the run, where something did; `str(error)` is the readable message.
         request_id: The id under which an agent was asked; None for a run without one.
         stop_reason: Why the model stopped, the last time it did.
-        metadata: `provider_state` and `provider_response` (citations), where there are any; and `context_overflow`,
-            true for a run that has recovered from a prompt that was too long.
+        metadata: `provider_state` and `provider_response` (citations), where there are any; `context_overflow`, true for a
+            run that has recovered from a prompt that was too long; `budget_exceeded`, in words what there was no money for.
     """
 
     text: str = ""
-    output: OutputT = None  # type: ignore[assignment] # before there is one
+    output: OutputT | None = None
     messages: tuple[Message, ...] = ()
     usage: Usage = attrs.field(factory=Usage)
     cost_cents: Decimal | None = None

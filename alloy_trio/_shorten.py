@@ -32,6 +32,8 @@ from ._summary import LEFT_OUT, clip, summary_in, summary_message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ._util import JSONObject
+
 PLACEHOLDER = "[This old tool result was removed to save room.]"
 
 _CUT_TEXT = 200  # characters that truncation leaves of an old answer
@@ -63,6 +65,15 @@ def where_to_cut(messages: Sequence[Message]) -> list[int]:
     return [place for place in range(len(messages)) if place not in inside]
 
 
+def place_of_request(messages: Sequence[Message]) -> int:
+    """Return where the latest message is in which the user says something: no results of calls, no summary; -1 if there is none."""
+
+    def is_said(message: Message) -> bool:
+        return message.role == "user" and not message.tool_results and summary_in(message) is None
+
+    return max((place for place, message in enumerate(messages) if message.content and is_said(message)), default=-1)
+
+
 def clear_results(messages: Messages, *, spared: int) -> Messages:
     """Put a placeholder in place of tool results, except the last `spared` ones and those that are no longer than it."""
     results = [result for message in messages for result in message.tool_results]
@@ -83,17 +94,19 @@ def truncate(messages: Messages) -> Messages:
 
 def squeeze(messages: Messages, surplus: Surplus, *, drop: bool) -> Messages:
     """
-    Make a conversation fit, whatever it takes; it may still not.
+    Make a conversation fit comfortably, whatever it takes; it may still not.
 
     First tool results are clipped, the oldest first; then other blocks, the longest first; then, with `drop`, the oldest
-    messages go. What the user says in the last message stays as it is.
+    messages go. What the user says in the last message stays as it is, and so does the user's latest request, unless it takes
+    more than half of the room: a prompt that cannot be sent is worse.
     """
-    messages = _clip_results(messages, surplus(messages))
+    messages = _clip_results(messages, surplus(messages, comfortably=True))
+    spared = _spared(messages, surplus)
     for longest in _LEVELS:
-        if surplus(messages) <= 0:
+        if surplus(messages, comfortably=True) <= 0:
             return messages
-        messages = _clip_blocks(messages, longest)
-    return without_oldest(messages, surplus, keep=1) if drop and surplus(messages) > 0 else messages
+        messages = _clip_blocks(messages, longest, spared)
+    return without_oldest(messages, surplus, keep=1) if drop and surplus(messages, comfortably=True) > 0 else messages
 
 
 def _changed(messages: Messages, change: Callable[[Message, Block], Block]) -> Messages:
@@ -119,6 +132,10 @@ def _weight(block: Block) -> int:
     return size.text + 4 * size.media
 
 
+def _weight_of(message: Message) -> int:
+    return sum(map(_weight, message.content))
+
+
 def _clip_results(messages: Messages, surplus: int) -> Messages:
     def shorten(part: ResultBlock) -> ResultBlock:
         nonlocal surplus
@@ -139,13 +156,19 @@ def _with_parts(block: Block, change: Callable[[ResultBlock], ResultBlock]) -> B
     return block if all(map(operator.is_, parts, block.content)) else attrs.evolve(block, content=parts)
 
 
-def _clip_blocks(messages: Messages, longest: int) -> Messages:
-    last = messages[-1]
+def _spared(messages: Messages, surplus: Surplus) -> Messages:
+    """Return what is not clipped: the last message, if it is the user's, and the latest request."""
+    spared = messages[-1:] if messages[-1].role == "user" else ()
+    request = place_of_request(messages)
+    if request < 0:
+        return spared
+    room = sum(map(_weight_of, messages)) - surplus(messages, comfortably=True)
+    return (*spared, messages[request]) if 2 * _weight_of(messages[request]) <= room else spared
 
-    def shorten(message: Message, block: Block) -> Block:
-        return block if message is last and message.role == "user" else _clip_to(block, longest)
 
-    return _changed(messages, shorten)
+def _clip_blocks(messages: Messages, longest: int, spared: Messages) -> Messages:
+    whole = set(map(id, spared))
+    return _changed(messages, lambda message, block: block if id(message) in whole else _clip_to(block, longest))
 
 
 @overload
@@ -163,12 +186,19 @@ def _clip_to(block: Block, longest: int) -> Block:
         case ToolUse(invalid_input=str(raw)):
             return attrs.evolve(block, invalid_input=clip(raw, longest))
         case ToolUse(input=arguments):
-            return attrs.evolve(block, input=_clip_strings(arguments, longest))
+            clipped = _clip_strings(arguments, longest)
+            return block if clipped == arguments else _with_input(block, clipped)
         case ToolResult():
             return _with_parts(block, lambda part: _clip_to(part, longest))
         case Image() | Audio() | Video() | Document():
             return Text(f"[{type(block).__name__} ({block.mime_type}) was removed to save room.]")
     return block
+
+
+def _with_input(call: ToolUse, arguments: JSONObject) -> ToolUse:
+    """Return a call with other arguments, without what the provider has kept of those it had, letter by letter."""
+    kept = {key: value for key, value in (call.provider_data or {}).items() if key != "arguments"}
+    return attrs.evolve(call, input=arguments, provider_data=kept or None)
 
 
 def _clip_strings(value: Any, longest: int) -> Any:
@@ -186,17 +216,26 @@ def without_oldest(messages: Messages, surplus: Surplus, *, keep: int) -> Messag
     """
     Leave out what follows the first message, and the summary if there is one, until the rest fits comfortably.
 
-    The last `keep` messages stay, whether it fits or not.
+    The last `keep` messages and the latest request of the user's stay, whether it fits or not.
     """
     places = [place for place in where_to_cut(messages) if 0 < place <= len(messages) - keep]
     if not places:
         return messages
-    head = messages[: places[0]]
-    if summary_in(messages[places[0]]) is not None:
+    start = places[0]
+    head = messages[:start]
+    if summary_in(messages[start]) is not None:
         head += (messages[places.pop(0)],)
     else:
         head += (summary_message(LEFT_OUT),)
-    shorter = [head + messages[place:] for place in places]
-    fitting = bisect.bisect_left(shorter, 0, key=lambda rest: -surplus(rest, comfortably=True))
-    found = shorter[min(fitting, len(shorter) - 1)] if shorter else messages
+
+    if not places:
+        return messages
+    request = place_of_request(messages)
+
+    def rest(place: int) -> Messages:
+        asked = messages[request : request + 1] if start <= request < place else ()
+        return head + asked + messages[place:]
+
+    fitting = bisect.bisect_left(places, 0, key=lambda place: -surplus(rest(place), comfortably=True))
+    found = rest(places[min(fitting, len(places) - 1)])
     return found if surplus(found) < surplus(messages) else messages

@@ -26,6 +26,7 @@ from . import _telemetry
 from ._budget import Account, around
 from ._config import Config
 from ._emitter import Emitter
+from ._errors import InvalidOption
 from ._estimate import Size, estimator_for
 from ._events import BlockEnd, Compacted, Retry, TextDelta
 from ._history import History
@@ -34,14 +35,14 @@ from ._middleware import Hooks, RunState
 from ._result import Result, Status
 from ._session import Session
 from ._usage import Usage
-from .providers._base import terms_of
+from .providers._base import Request, terms_of
 from .providers._metered import Metered
 from .providers._retry import Streaming
 from .tools._executor import Batch
 
 if TYPE_CHECKING:
     from ._events import ProviderEvent
-    from .providers._base import Request, Response
+    from .providers._base import Response
 
 
 class Recorder:
@@ -126,9 +127,12 @@ class Run:
 
     async def ask(self, request: Request) -> Response:
         """Ask the provider something beside the conversation. What it was told to think with comes on top of the cap."""
-        thinking = terms_of(self.metered[0].provider).thinking_budget
-        if thinking and request.max_output_tokens is not None:
-            request = attrs.evolve(request, max_output_tokens=request.max_output_tokens + thinking)
+        if not isinstance(request, Request):
+            raise InvalidOption(f"{request!r:.100} is no Request: say Request(messages=(Message.user(…),))")
+        if request.max_output_tokens is not None:
+            first = self.metered[0]
+            cap = request.max_output_tokens + terms_of(first.provider).thinking_budget
+            request = attrs.evolve(request, max_output_tokens=int(min(cap, first.limit)))
 
         async def emit(*events: ProviderEvent | Retry) -> None:
             await self.emitter.emit(*(event for event in events if isinstance(event, Retry)))

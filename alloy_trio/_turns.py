@@ -69,6 +69,7 @@ async def take_turns(run: Run, story: Story) -> Status:
         story.answered(response)
         await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
         if capped:
+            run.metadata["budget_exceeded"] = "the answer was cut at the cap that the budget allowed"
             return "budget_exceeded"
         if batch is not None:
             await _run_tools(run, batch)
@@ -91,15 +92,15 @@ _MISFIT = "{} Answer again, with nothing but JSON that fits the schema."
 
 def _remark(run: Run, *, done: bool) -> str | None:
     """Return what is to be said to a final answer that is none yet; None if it is one."""
-    if not done:
-        return _REMINDER.format(run.config.until_tool)
-    if run.config.output_type is None or not run.config.output_type.native:
-        return None
-    try:
-        run.output = run.config.output_type.parse_text(run.history.messages[-1].text)
+    wanted = run.config.output_type
+    if wanted is None:
+        return None if done else _REMINDER.format(run.config.until_tool)
+    try:  # many models answer in text where they were told to call the tool
+        run.output = wanted.parse_message(run.history.messages[-1])
     except ToolError as error:
         _count_misfit(run, error)
-        return _MISFIT.format(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        said = f"{str(error)[:1].upper()}{str(error)[1:]}."
+        return _MISFIT.format(said) if wanted.native else _REMINDER.format(run.config.until_tool)
     return None
 
 

@@ -394,12 +394,19 @@ async def test_a_hook_that_has_no_money_for_its_question_ends_the_run(hook: str,
     check_cut(result)
 
 
-async def test_a_hook_that_can_do_without_its_answer_goes_on(autojump_clock: object) -> None:
+class TakesItsTime(Middleware):
+    async def before_completion(self, state: Any) -> None:
+        await trio.sleep(100)
+
+
+@pytest.mark.parametrize("slow", ["hook", "provider"])
+async def test_a_hook_that_can_do_without_its_answer_goes_on(slow: str, autojump_clock: object) -> None:
     """And a deadline that passes later is a deadline again."""
-    provider, hook = scripted([delay(100), text("late")]), Asks("before_completion", keeps_going=True)
+    provider = scripted([delay(100), text("late")])
+    hooks = [Asks("before_completion", keeps_going=True), *([TakesItsTime()] if slow == "hook" else [])]
     with pytest.raises(RunTimeout):
-        await run("go", provider=provider, middleware=[hook], max_output_tokens=900, max_budget_cents=10, timeout=10)
-    assert len(provider.requests) == 1  # the hook has asked for more than there was
+        await run("go", provider=provider, middleware=hooks, max_output_tokens=900, max_budget_cents=10, timeout=10)
+    assert len(provider.requests) == (slow == "provider")  # the hook has asked for more than there was
 
 
 # --- Who waits, and who does not.
@@ -894,3 +901,9 @@ async def test_a_buffered_run_keeps_the_text_that_its_budget_has_cut(autojump_cl
     assert result.messages[-1].interrupted
     assert (result.cost_cents, result.overrun_cents) == (Decimal("20.01"), Decimal("0.01"))
     assert not [each for each in seen if isinstance(each.event, TextDelta)]
+
+
+async def test_why_there_was_no_money_is_said(autojump_clock: object) -> None:
+    result = await run("go", provider=Taxi(), max_budget_cents=1)
+    assert "1024 tokens" in result.metadata["budget_exceeded"]
+    assert "$0.010000 is left" in result.metadata["budget_exceeded"]

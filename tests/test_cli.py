@@ -42,7 +42,7 @@ from alloy_trio.events import (
     TurnStart,
 )
 from alloy_trio.repl._cli import main
-from alloy_trio.repl._show import Output, Screen, clip, harmless, shortfall, summary, tool_line
+from alloy_trio.repl._show import Output, Screen, _width, clip, harmless, shortfall, summary, tool_line
 from alloy_trio.repl._talk import Input
 
 if TYPE_CHECKING:
@@ -753,8 +753,8 @@ async def test_what_delays_an_answer_is_told() -> None:
         err_terminal=False,
     )
     assert err.splitlines() == [
-        "429: slow down; asking groq again in 1.2 s",
-        "503: overloaded; asking mistral instead",
+        "429: slow down · trying again in 1.2 s (attempt 2)",
+        "503: overloaded · asking mistral:m instead",
         "conversation summarized: 120 messages, now 14",
         "conversation cleared: 14 messages",
     ]
@@ -801,7 +801,7 @@ def test_a_tool_line_is_one_line_that_fits(command: str, error: str, columns: in
         columns = property(lambda _: columns)
 
     line = tool_line(ended(command=command, error=error), Narrow(io.StringIO()))
-    assert len(line) <= columns
+    assert _width(line) <= columns
     assert "\n" not in line
 
 

@@ -1496,3 +1496,27 @@ async def test_what_a_hook_raises_while_it_is_cancelled_does_not_hide_the_cancel
         await perform(spy, session=session)
     assert spy.log[-1] == "session_end"
     await can_go_on(session)
+
+
+@pytest.mark.parametrize("name", ["before_tool_calls", "before_tool", "after_turn", "on_eror", "sesion_end"])
+async def test_a_hook_that_is_misspelled_is_refused(name: str) -> None:
+    """It would never be called, and a guard that guards nothing would not be noticed."""
+
+    async def guard(self: object, state: RunState) -> None:
+        """Guard."""
+
+    misspelled = type("Guard", (Middleware,), {name: guard})
+    with pytest.raises(InvalidOption, match=f"Guard.{name} is no hook"):
+        await plain(misspelled())
+
+
+async def test_other_methods_may_have_any_other_name() -> None:
+    class Audit(Middleware):
+        def write(self) -> None:
+            """Write."""
+
+        async def session_end(self, state: RunState) -> None:
+            assert state.outcome is not None
+            assert state.outcome.status == "completed"
+
+    assert (await plain(Audit())).status == "completed"

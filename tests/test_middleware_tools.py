@@ -320,8 +320,8 @@ async def test_an_edit_is_of_the_input_alone(what: Any) -> None:
     check_history(caught.value.result.messages, [steps.tool])
 
 
-async def test_an_input_that_is_changed_in_place_changes_nothing() -> None:
-    """What the model said is in the history; a change has to be returned."""
+async def test_an_input_that_is_changed_in_place_is_a_mistake() -> None:
+    """What the model said is in the history; a change has to be returned, and one that is not must not go unnoticed."""
     nested = Tool(name="nested", input_schema={"type": "object"}, execute=lambda i, _: str(i), inline=True)
 
     def say(call: ToolUse) -> None:
@@ -329,9 +329,10 @@ async def test_an_input_that_is_changed_in_place_changes_nothing() -> None:
         call.input["more"] = True
 
     provider = ScriptedProvider([tool_call("nested", {"list": [1]}), text("x")])
-    result = await run("go", provider=provider, tools=[nested], middleware=[Gate(say), Gate(say)])
+    with pytest.raises(TypeError, match=r"return EditCall\(input\) instead") as caught:
+        await run("go", provider=provider, tools=[nested], middleware=[Gate(say)])
+    result = caught.value.result  # type: ignore[attr-defined] # the run has put it there
     assert result.messages[1].tool_uses[0].input == {"list": [1]}
-    assert (answers(result)[0].text, result.tool_calls[0].input) == ("{'list': [1]}", {"list": [1]})
 
 
 async def test_an_input_that_is_changed_in_place_and_returned_is_an_edit() -> None:

@@ -100,7 +100,7 @@ def test_opt_05_fallbacks_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
         ("groq:m", "GROQ_API_KEY"),
         (None, "provider is needed"),
         (object(), "complete"),
-        (ScriptedProvider, "no provider"),
+        (ScriptedProvider, "give an instance of it"),
     ],
 )
 async def test_opt_05_what_is_no_provider(provider: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_opt_08_no_deadline_by_default() -> None:
         ({"fallback_providers": ["nobody:x"]}, "unknown provider 'nobody'"),
         ({"fallback_providers": ["demo", "anthropic"]}, "needs a model"),
         ({"fallback_providers": [object()]}, "complete"),
-        ({"fallback_providers": [ScriptedProvider]}, "no provider"),
+        ({"fallback_providers": [ScriptedProvider]}, "give an instance of it"),
         # middleware
         ({"middleware": None}, "list of middlewares"),
         ({"middleware": Middleware()}, "list of middlewares, even of one"),

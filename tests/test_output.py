@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 import alloy_trio
 from alloy_trio import InvalidOption, Middleware, ProviderError, RunState, ToolContext, tool
-from alloy_trio.providers import Request
+from alloy_trio.providers import Request, Response
 from alloy_trio.testing import ScriptedProvider, text, tool_call
 
 
@@ -185,6 +185,44 @@ async def test_all_providers_of_a_chain_have_to_know_schemas() -> None:
     result = await alloy_trio.run("Where?", provider=first, fallback_providers=[second], output_type=City)
     assert result.output == City("Oslo")
     assert first.requests[0].output_schema is None
+
+
+async def test_json_in_text_is_taken_where_the_tool_was_meant() -> None:
+    """Many models of local servers answer so, whatever they are told."""
+    result = await alloy_trio.run("Where?", provider=ScriptedProvider(['{"name": "Oslo"}']), output_type=City)
+    assert (result.output, result.turns) == (City("Oslo"), 1)
+
+
+async def test_a_tool_that_is_never_called_is_not_waited_for_until_the_turns_are_over() -> None:
+    provider = ScriptedProvider(["Oslo"] * 9)
+    with pytest.raises(ProviderError, match="did not fit output_type"):
+        await alloy_trio.run("Where?", provider=provider, output_type=City)
+    assert len(provider.requests) == 4
+
+
+async def test_commentary_ahead_of_the_answer_is_let_pass() -> None:
+    reply = [text("Let me think."), text('{"name": "Oslo"}')]
+    assert (await alloy_trio.run("Where?", provider=_native(reply), output_type=City)).output == City("Oslo")
+
+
+async def test_an_empty_answer_is_none_even_if_the_prompt_would_be_one() -> None:
+    empty = Response(message=alloy_trio.Message("assistant", ()))
+    provider = _native(empty, '{"name": "Rome"}')
+    result = await alloy_trio.run('{"name": "Oslo"}', provider=provider, output_type=City)
+    assert result.output == City("Rome")
+
+
+@attrs.frozen
+class Picky:
+    name: str
+
+    def __attrs_post_init__(self) -> None:
+        raise KeyError(self.name)
+
+
+async def test_what_the_type_itself_raises_goes_back_to_the_model() -> None:
+    with pytest.raises(ProviderError, match="KeyError"):
+        await alloy_trio.run("Where?", provider=_native(*['{"name": "Oslo"}'] * 4), output_type=Picky)
 
 
 async def test_streamed_it_is_the_same() -> None:

@@ -147,11 +147,22 @@ async def test_use_04_an_unknown_cost_stays_unknown() -> None:
 
 
 async def test_no_budget_and_no_price_the_run_goes_on_and_its_cost_is_none() -> None:
-    for price in (None, "cheap"):  # what is no price is as good as none
-        provider = ScriptedProvider(["hello"])
-        provider.price = price  # type: ignore[assignment]
-        result = await run("hi", provider=provider)
-        assert (result.status, result.text, result.cost_cents) == ("completed", "hello", None)
+    result = await run("hi", provider=ScriptedProvider(["hello"]))
+    assert (result.status, result.text, result.cost_cents) == ("completed", "hello", None)
+
+
+async def test_what_is_no_price_is_refused_whichever_provider_has_it() -> None:
+    provider: Any = ScriptedProvider(["hello"])
+    provider.price = "cheap"
+    with pytest.raises(InvalidOption, match="has to be a Price"):
+        await run("hi", provider="demo", fallback_providers=[provider])
+    assert not provider.requests
+
+
+@pytest.mark.parametrize("tiers", ["x", [(1, "6")], [("x", Price(1, 1))], [(-5, Price(1, 1))], [Price(1, 1)], {200: 1}])
+def test_tiers_that_are_none(tiers: Any) -> None:
+    with pytest.raises(InvalidOption, match="tiers has"):
+        Price("3", "15", tiers=tiers)
 
 
 async def test_a_run_that_was_only_refused_has_cost_nothing_whatever_the_price() -> None:

@@ -863,7 +863,8 @@ async def test_rty_16_a_run_where_all_fail(way: Any, autojump_clock: trio.testin
     failure, _, numbers = await go(way, *[busy("first")] * 9, fallback_providers=others, max_retries=1)
     assert isinstance(failure, RateLimited)
     assert (str(failure), numbers) == ("third", [2, 1, 2])
-    assert [note.rpartition(": ")[2] for note in failure.__notes__] == ["second", "first"]
+    before = [note for note in failure.__notes__ if note.startswith("before that")]
+    assert [note.rpartition(": ")[2] for note in before] == ["second", "first"]
     assert failure.result is not None
     assert (failure.result.status, failure.result.error) == ("error", failure)
 
@@ -914,3 +915,20 @@ async def test_rty_18_a_run_streams_a_fallback_to_the_same_consumer(way: Any) ->
     (request,) = second.requests
     assert (request.system_prompt, [m.text for m in request.messages]) == ("Be brief.", ["One", "Two", "Hi"])
     assert words(events) == ("Hello" if way == "stream" else "")
+
+
+async def test_a_long_wait_is_not_waited_where_somebody_else_can_answer(autojump_clock: object) -> None:
+    busy = RateLimited("tomorrow", status=429, retryable=True, retry_after=86_400)
+    first, second = ScriptedProvider([error(busy)]), ScriptedProvider(["here"])
+    result = await run("go", provider=first, fallback_providers=[second])
+    assert (result.text, trio.current_time()) == ("here", 0.0)
+
+
+async def test_an_error_says_how_often_it_was_tried_and_why_no_more(autojump_clock: object) -> None:
+    busy = RateLimited("slow down", status=429, retryable=True, retry_after=5)
+    with pytest.raises(RateLimited) as caught:
+        await run("go", provider=ScriptedProvider([error(busy)] * 9), timeout=12)
+    assert caught.value.__notes__ == [
+        "not tried again: it asks to wait 5 seconds, and there are fewer to be waited",
+        "it was tried 3 times",
+    ]

@@ -55,7 +55,9 @@ class Metered:
         provider: The provider itself.
         name: Its name.
         model: Its model, if it says.
-        price: What the model costs: the provider's own price, else the catalog's; None where it is not known.
+        limit: How long an answer the model can give, in tokens, if that is known.
+        price: What the model costs: the provider's own price, else the catalog's, at the vendor's own address only, since
+            others may sell it for any price; None where it is not known.
     """
 
     def __init__(self, provider: Provider, info: ModelInfo | None, *, streaming: bool) -> None:
@@ -63,8 +65,9 @@ class Metered:
         self.name = provider_name(provider)
         self.model = provider_model(provider)
         own = getattr(provider, "price", None)
-        self.price = own if isinstance(own, Price) else None if info is None else info.price
-        self._limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
+        known = None if info is None or not getattr(provider, "is_at_vendor", True) else info.price
+        self.price = own if isinstance(own, Price) else known
+        self.limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
         self._streaming = streaming
 
     def check(self) -> None:
@@ -119,11 +122,16 @@ class Metered:
             raise BudgetExhausted(heard=attempt.heard)
         if usage.estimated:
             response = attrs.evolve(response, usage=usage)
-        else:
+        elif self._is_measure(request, usage):
             attempt.meter.estimator.learn(size, prompt_tokens(usage))
         if attempt.stopped_at_lowered_cap(response):
-            raise BudgetExhausted(response)
+            raise BudgetExhausted(response=response)
         return response
+
+    def _is_measure(self, request: Request, usage: Usage) -> bool:
+        """Whether the prompt that is reported is the one that was sent: not what the provider has found, or kept, besides."""
+        continued = request.provider_state or getattr(self.provider, "previous_response_id", None)
+        return not usage.server_tool_calls and not continued
 
     async def _reserve(self, request: Request, size: Size) -> tuple[_Attempt, Request]:
         """Set aside what the request may cost, and return it with the cap that this allows."""
@@ -135,7 +143,7 @@ class Metered:
         if limited and self.price is not None:
             most = math.ceil(prompt * estimator.margin)
             rates = self.price.for_prompt(most)
-            asked = asked or int(min(self._limit, _ASKED + terms.thinking_budget))
+            asked = asked or int(min(self.limit, _ASKED + terms.thinking_budget))
             ask = Ask(
                 fixed=most * per_token(max(rates.input, rates.cached(hour=True)) if terms.caches else rates.input),
                 rate=per_token(rates.output),

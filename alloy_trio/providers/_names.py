@@ -26,7 +26,9 @@ def resolve(provider: Provider | str) -> Provider:
     if isinstance(provider, str):
         name, _, model = provider.partition(":")
         return make(name.strip().lower(), model.strip() or None)
-    if isinstance(provider, type) or not isinstance(provider, Provider):
+    if isinstance(provider, type):
+        raise InvalidOption(f"provider={provider.__name__} is a class: give an instance of it, {provider.__name__}(…)")
+    if not isinstance(provider, Provider):
         raise InvalidOption(f"provider={provider!r} is no provider: it needs an async method complete(request)")
     return provider
 

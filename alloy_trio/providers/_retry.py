@@ -13,7 +13,8 @@ a bug in a provider of the user's own) passes through.
     ContextTooLong                  no                              no: the loop makes the prompt shorter and asks again
 
 There is no deadline here but the caller's (`trio.current_effective_deadline`). A wait that would end at it is not begun, and
-nobody is asked behind it: what was last learned from a provider says more than that time is up.
+nobody is asked behind it: what was last learned from a provider says more than that time is up. Nor is a wait begun that is
+longer than somebody else should be kept waiting who might answer at once: the next provider.
 
 The wait before the n-th retry is drawn evenly from 0 to 2 x backoff x 2^(n-1), and is as long as the provider asks (`retry_after`)
 at least. Many that fail together, drawn from so wide a range, do not come back together.
@@ -21,6 +22,7 @@ at least. Many that fail together, drawn from so wide a range, do not come back 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -64,12 +66,14 @@ class Retrying:
         provider: Who is asked. `Request.attempt` tells it how often already.
         max_retries: How many times it is asked again, at most; 0 for never.
         backoff: Seconds that the first wait takes on average; it doubles with each retry.
+        longest_wait: Seconds beyond which the error is raised instead: somebody else may answer meanwhile.
         random: A source of numbers from 0 to below 1.
     """
 
     provider: Streaming
     max_retries: int
     backoff: float
+    longest_wait: float = attrs.field(default=math.inf, kw_only=True)
     random: Callable[[], float] = attrs.field(default=random.random, kw_only=True, repr=False)
 
     @property
@@ -101,7 +105,9 @@ class Retrying:
             except ProviderError as error:
                 now, delay = trio.current_time(), self._delay(error, attempt)
                 in_time = now + delay < trio.current_effective_deadline()
-                if watch.has_content or not error.retryable or attempt > self.max_retries or not in_time:
+                is_over = attempt > self.max_retries or delay > self.longest_wait or not in_time
+                if watch.has_content or not error.retryable or is_over:
+                    _say_why(error, attempt, delay if attempt <= self.max_retries else None)
                     raise
                 attempt += 1
                 retry = Retry(self.name, self.model, attempt, delay, str(error))
@@ -112,6 +118,14 @@ class Retrying:
     def _delay(self, error: ProviderError, attempt: int) -> float:
         bound = 2.0 * self.backoff * 2.0 ** min(attempt - 1, _DOUBLINGS)
         return max(self.random() * bound, error.retry_after or 0.0)
+
+
+def _say_why(error: ProviderError, attempts: int, delay: float | None) -> None:
+    """Note on an error that might have passed why it was not waited for."""
+    if error.retryable and delay is not None and (error.retry_after or 0.0) >= delay:
+        error.add_note(f"not tried again: it asks to wait {delay:g} seconds, and there are fewer to be waited")
+    if attempts > 1:
+        error.add_note(f"it was tried {attempts} times")
 
 
 @attrs.frozen

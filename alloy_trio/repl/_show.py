@@ -309,9 +309,10 @@ def tool_line(end: ToolEnd, err: Output) -> str:
 
 def retry_line(retry: Retry) -> str:
     """Say what has failed, and what comes next."""
+    what = in_options(one_line(retry.error))
     if retry.attempt > 1:
-        return f"{one_line(retry.error)}; asking {retry.provider} again in {retry.delay:.1f} s"
-    return f"{one_line(retry.error)}; asking {retry.provider} instead"
+        return f"{what} · trying again in {retry.delay:.1f} s (attempt {retry.attempt})"
+    return f"{what} · asking {retry.provider}:{retry.model} instead"
 
 
 def _count(turns: int) -> str:
@@ -349,7 +350,11 @@ _OPTIONS = {", or pass api_key=": "", "base_url=": "--base-url ", "base_url": "-
 
 def explain(error: Exception) -> str:
     """Say in one line what went wrong."""
-    text = str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"
+    return one_line(in_options(str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"))
+
+
+def in_options(text: str) -> str:
+    """Return what the library says in the words of the command line."""
     for name, option in _OPTIONS.items():
         text = text.replace(name, option)
-    return one_line(text)
+    return text

@@ -156,7 +156,9 @@ class ScriptedProvider:
     def _pieces(reply: str | Piece | Sequence[Piece]) -> Sequence[Piece]:
         if isinstance(reply, str):
             return (text(reply),)
-        return (reply,) if isinstance(reply, Step | Block) else reply
+        pieces = (reply,) if isinstance(reply, Step | Block) else reply
+        given: Sequence[object] = pieces  # strings too, as in a message
+        return [text(piece) if isinstance(piece, str) else piece for piece in given]  # type: ignore[misc] # Piece
 
     def _identified(self, block: Block, index: int) -> Block:
         if isinstance(block, ToolUse) and not block.id:
