@@ -7,12 +7,16 @@ code, Chinese or a new tokenizer are counted right after the first answer. Text 
 size of a conversation is kept by adding that of each message as it comes.
 
 What the media table is made of (the vendors' figures of 2026): a 4K screenshot is 3,069 tokens for Claude 5.5; a page of a PDF is
-sent as text and as an image, about 3,000; Gemini counts 32 tokens a second of sound and 263 of video. Seconds and pages are
-guessed from the length of the data.
+sent as text and as an image, about 3,000; Gemini counts 32 tokens a second of sound and 263 of video. Of a smaller image, whose
+first bytes say its size, Claude counts a token for 750 pixels, and no vendor fewer than Gemini's 258 for an icon (OpenAI: 255).
+Seconds are guessed from the length of the data, and pages too, unless more of them can be counted.
 """
 
 from __future__ import annotations
 
+import binascii
+import re
+import struct
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import attrs
@@ -39,13 +43,22 @@ if TYPE_CHECKING:
 _FRAME = 24  # bytes: about six tokens that mark where a message begins and ends
 _CALL_FRAME = 64  # bytes: the markup of a call or of a result
 _BYTES_PER_TOKEN = 4.0
-_PLAUSIBLE = (0.5, 12.0)  # bytes a token; what implies other values was not counted by a tokenizer
-_LEAST_PROMPT = 1000  # bytes; below, what the provider adds of its own (a preamble, markers) weighs too much
-_NEWEST = 0.3  # the weight of the newest report in the average
+_PLAUSIBLE = (1.0, 8.0)  # bytes a token; what implies other values was not counted by a tokenizer, or not for this prompt
+_LEAST_PROMPT = 8000  # bytes; below, what the provider adds of its own (a preamble, markers) weighs too much
+_NEAR = 1.5  # times as much, or as little: a report that confirms what is believed
+_DOUBTED = 0.5  # the weight of a report that confirms nothing, as long as none has
+_NEWEST = 0.3  # the weight of the newest report in the average, later
 
 _IMAGE = 3000
+_LEAST_IMAGE = 258
+_PIXELS_PER_TOKEN = 750
+_JPEG_HEADER = 256 * 1024  # bytes: a preview and a colour profile may stand before the size
 _PAGE = 3000
-_MOST_PAGES = 100
+_MOST_PAGES = 100  # guessed
+_MOST_COUNTED_PAGES = 600  # what Claude takes in one request
+_COUNTED = 6 * 1024 * 1024  # bytes of a document in which pages are counted: that is about 20 ms
+_PAGE_OBJECT = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 Media: TypeAlias = Image | Audio | Video | Document
 
@@ -163,7 +176,65 @@ def _media(block: Media) -> Size:
         and (kind.startswith("text/") or kind.endswith(("json", "xml")))
     ):
         return Size(_FRAME + _decoded(data))
-    return Size(0, _RATES[type(block)].tokens(data))
+    tokens = _RATES[type(block)].tokens(data)
+    if isinstance(block, Image) and data is not None and (pixels := _pixels(data)):
+        tokens = max(_LEAST_IMAGE, min(pixels // _PIXELS_PER_TOKEN, _IMAGE))
+    elif isinstance(block, Document) and data is not None:
+        pages = len(_PAGE_OBJECT.findall(_decode(data, _COUNTED)))  # none where they are compressed
+        tokens = max(tokens, _PAGE * min(pages, _MOST_COUNTED_PAGES))
+    return Size(0, tokens)
+
+
+def _decode(data: str, most: int) -> bytes:
+    """Return the first bytes of base64 data, or of such a `data:` address; nothing if it is none."""
+    start = data.find(",") + 1 if data.startswith("data:") else 0
+    try:
+        return binascii.a2b_base64(data[start : start + -(-most // 3) * 4])
+    except ValueError:
+        return b""
+
+
+def _pixels(data: str) -> int:
+    """Return how many pixels an image has, or 0 if that is not in its first bytes."""
+    head = _decode(data, 32).ljust(32, b"\0")
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = struct.unpack(">II", head[16:24])
+    elif head.startswith((b"GIF87a", b"GIF89a")):
+        width, height = struct.unpack("<HH", head[6:10])
+    elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        width, height = _webp_size(head)
+    elif head.startswith(b"\xff\xd8\xff"):
+        width, height = _jpeg_size(_decode(data, _JPEG_HEADER))
+    else:
+        return 0
+    return int(width * height)
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Read the size in the first chunk, of which there are three kinds (RFC 9649, sections 2.5 to 2.7)."""
+    match head[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            width, height = struct.unpack("<HH", head[26:30])
+            return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Read the size in the frame header, which is behind any number of other segments (ITU T.81, annex B)."""
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in _JPEG_FRAMES:
+            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+            return width, height
+        # 0xFF may be repeated, as filling; what has no length does not come before the frame.
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 0, 0
 
 
 def _decoded(base64: str) -> int:
@@ -191,7 +262,7 @@ class Estimator:
 
     Attributes:
         bytes_per_token: What it has learned; 4.0 before.
-        calibrated: Whether it has learned anything.
+        calibrated: Whether a report has confirmed it.
     """
 
     def __init__(self) -> None:
@@ -212,16 +283,18 @@ class Estimator:
         Take what the provider counted for a prompt of that size, cached tokens included.
 
         Ignored are small prompts, those that media make up much of, and counts that no tokenizer gives: a server that
-        counts otherwise, or a script.
+        counts otherwise, or a script. The first report is believed if it is near what was expected. Of one that is far off
+        only half is taken, and the next one has to confirm it: all runs with the model depend on it.
         """
         if size.text < _LEAST_PROMPT or prompt_tokens <= 4 * size.media:
             return
         ratio = size.text / (prompt_tokens - size.media)
         if not _PLAUSIBLE[0] <= ratio <= _PLAUSIBLE[1]:
             return
-        weight = _NEWEST if self.calibrated else 1.0
+        is_near = max(ratio, self.bytes_per_token) <= _NEAR * min(ratio, self.bytes_per_token)
+        weight = _NEWEST if self.calibrated else 1.0 if is_near else _DOUBTED
         self.bytes_per_token += weight * (ratio - self.bytes_per_token)
-        self.calibrated = True
+        self.calibrated = self.calibrated or is_near
 
 
 _estimators: trio.lowlevel.RunVar[dict[tuple[str, str | None], Estimator]] = trio.lowlevel.RunVar(

@@ -72,11 +72,13 @@ class History:
         Let these be the messages. Returns whether that changed anything.
 
         Raises:
-            InvalidOption: There are none, or a call and its result are not both there; nothing was changed.
+            InvalidOption: There are none, or a call and its result are not both there, or the assistant would now begin;
+                nothing was changed.
         """
         new = tuple(messages)
         check_pairs(new)
         old = self.messages
+        _check_beginning(old, new)
         if len(new) >= len(old) and all(map(_same, old, new)):
             for message in new[len(old) :]:
                 self.append(message)
@@ -138,6 +140,15 @@ def _all_answered(unanswered: set[str]) -> None:
     if unanswered:
         raise InvalidOption(
             f"the history has calls without their results ({', '.join(sorted(unanswered))}): leave out both, or neither"
+        )
+
+
+def _check_beginning(old: Sequence[Message], new: Sequence[Message]) -> None:
+    """Make sure that the user begins, which some providers insist on: unless the assistant did so before, as it was given."""
+    if new[0].role == "assistant" and not (old and old[0].role == "assistant"):
+        raise InvalidOption(
+            "the history would begin with the assistant's message, which some providers refuse: "
+            "keep a message of the user's before it"
         )
 
 

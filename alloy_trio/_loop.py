@@ -27,6 +27,7 @@ import trio
 from ._budget import Account, Budget, BudgetExhausted, on_account
 from ._emitter import Emitter
 from ._errors import Halted, InvalidOption, ProviderError, RunTimeout, UnknownPrice
+from ._estimate import Size
 from ._events import RunEnd, RunStart
 from ._history import History
 from ._messages import Message
@@ -35,9 +36,9 @@ from ._result import Status
 from ._state import Run
 from ._story import Story
 from ._turns import take_turns
-from ._util import single
+from ._util import digest, single
 from .providers._base import provider_model, provider_name
-from .providers._metered import measure_fixed
+from .providers._metered import fixed_part
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ._emitter import Sink
     from ._events import Event
     from ._result import Result
+    from ._session import Session
     from .tools._executor import Batch
 
 
@@ -76,8 +78,10 @@ def question(config: Config, prompt: object) -> Message | None:
 def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming: bool) -> Run:
     """Return a run that has not asked anything yet. Raises what `question` does."""
     asked = question(config, prompt)
-    history = History(config.session.messages if asked is None else (*config.session.messages, asked))
     provider, ids = config.provider, config.correlation_id
+    fixed = fixed_part(config.system_prompt, tuple(config.tools.values()))
+    prefix = digest(f"{provider_model(provider)}\0".encode() + fixed)
+    history = _history(config.session, asked, anew=config.session.prefix not in {None, prefix})
     metered = config.metered(streaming=streaming)
     return Run(
         config=config,
@@ -87,12 +91,24 @@ def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming
         metered=metered,
         provider=config.chain(metered),
         origin=(provider_name(provider), provider_model(provider), getattr(provider, "origin", None)),
-        fixed_size=measure_fixed(config.system_prompt, tuple(config.tools.values())),
+        fixed_size=Size(len(fixed)),
+        prefix=prefix,
         account=Account(session_id=config.session.id, correlation_id=ids),
         hooks=Hooks.of(config.hooked),
         context=dict(config.context),
         streaming=streaming,
     )
+
+
+def _history(session: Session, asked: Message | None, *, anew: bool) -> History:
+    """Return the conversation with the question; `anew`: in another epoch, since something else stands ahead of it."""
+    history = History(session.messages)
+    if anew and any(message.role == "assistant" for message in session.messages):
+        first, *rest = session.messages
+        history.replace((attrs.evolve(first, epoch=history.epoch + 1), *rest))
+    if asked is not None:
+        history.append(asked)
+    return history
 
 
 async def run_loop(run: Run) -> Result:

@@ -34,6 +34,8 @@ class Session:
         messages: The conversation so far.
         usage: Tokens of all runs.
         metadata: Yours, and what runs leave for the next (`provider_state`). JSON data.
+        prefix: A digest of what stood ahead of the messages in the last run: model, instructions and tools. A run with
+            others does not send earlier reasoning, which is sealed over them.
         created_at: When the session was made; UTC.
         updated_at: When a run last changed it; UTC.
     """
@@ -42,6 +44,7 @@ class Session:
     messages: tuple[Message, ...] = attrs.field(default=(), converter=_messages)
     usage: Usage = attrs.field(factory=Usage)
     metadata: JSONObject = attrs.field(factory=dict)
+    prefix: str | None = None
     created_at: dt.datetime = attrs.field(factory=_now)
     updated_at: dt.datetime = attrs.field(default=attrs.Factory(lambda self: self.created_at, takes_self=True))
 

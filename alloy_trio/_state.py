@@ -87,6 +87,7 @@ class Run:
     provider: Streaming  # what is asked: a chain of them, with retries
     origin: tuple[str, str | None, str | None]  # name, model and fingerprint of the provider that is asked first
     fixed_size: Size  # of what each request has ahead of the messages
+    prefix: str  # a digest of that part, and of the model
     account: Account
     hooks: Hooks
     context: dict[str, Any]
@@ -166,6 +167,7 @@ class Run:
         if self.batch is not None:
             return
         state = {key: self.metadata[key] for key in ("provider_state",) if key in self.metadata}
+        self.session.prefix = self.prefix
         self.session.update(self.history.messages, self._usage_before + self.account.usage, state)
 
     def take_metadata(self, response: Response) -> None:

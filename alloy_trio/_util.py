@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import secrets
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,11 @@ JSONObject: TypeAlias = dict[str, Any]
 def new_id(prefix: str = "") -> str:
     """Return a random, URL-safe id of 22 characters behind `prefix`."""
     return prefix + secrets.token_urlsafe(16)
+
+
+def digest(data: bytes) -> str:
+    """Return 16 hex characters that stand for `data`, which cannot be had back from them."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def single(error: Exception) -> Exception:

@@ -779,12 +779,13 @@ async def test_after_a_report_the_next_prompt_is_reserved_with_a_smaller_margin(
     held: list[Decimal] = []
     budget = Budget(100)
     reply = functools.partial(note, held, budget)
-    provider = scripted(reply, reply, price=DEAR, usage=Usage(1000, 1))
-    with budget:
-        await run(PROMPT, provider=provider, max_output_tokens=100)
-        await run(PROMPT, provider=provider, max_output_tokens=100)
-    assert held[0] == Decimal("1.6")
-    assert Decimal("1.1") <= held[1] - Decimal("0.1") <= Decimal("1.11")
+    provider = scripted(reply, reply, price=DEAR, usage=Usage(3000, 1))
+    with budget:  # the answer is a tenth of a dollar of what is held
+        await run(PROMPT * 3, provider=provider, max_output_tokens=100)
+        await run(PROMPT * 3, provider=provider, max_output_tokens=100)
+    first, second = (amount - Decimal("0.1") for amount in held)
+    assert first == pytest.approx(Decimal("4.5"), rel=Decimal("0.01"))
+    assert second == pytest.approx(Decimal("3.3"), rel=Decimal("0.02"))
 
 
 @pytest.mark.parametrize("usage", [Usage(), Usage(1000, 1, estimated=True)], ids=["ours", "the-providers-own"])

@@ -447,3 +447,18 @@ async def test_provider_state_reaches_the_provider() -> None:
     provider = ScriptedProvider(["x"])
     await alloy_trio.run("go", provider=provider, provider_state={"response_id": "r1"})
     assert provider.requests[0].provider_state == {"response_id": "r1"}
+
+
+async def test_other_instructions_tools_or_model_begin_another_epoch() -> None:
+    """Reasoning is sealed over all of them: what a session holds of it is not sent behind others."""
+    session = Session()
+    await run_with_responses("one", ["1"], session=session, system_prompt="Be brief.")
+    await run_with_responses("two", ["2"], session=session, system_prompt="Be brief.")
+    assert [message.epoch for message in session.messages] == [0, 0, 0, 0]
+    same = Session.from_json(session.to_json())
+    await run_with_responses("three", ["3"], session=same, system_prompt="Be brief.", tools=[add])
+    assert [message.epoch for message in same.messages] == [1, 0, 0, 0, 0, 1]
+    await run_with_responses("four", ["4"], session=same, system_prompt="Be long.", tools=[add])
+    other = ScriptedProvider(["5"], model="another")
+    await alloy_trio.run("five", provider=other, session=same, system_prompt="Be long.", tools=[add])
+    assert [message.epoch for message in same.messages if message.role == "assistant"] == [0, 0, 1, 2, 3]

@@ -28,7 +28,7 @@ import trio
 
 from .._budget import Account, Ask, BudgetExhausted, Reservation, around, reserve
 from .._errors import UnknownPrice, WireError
-from .._estimate import Size, estimator_for, measure, measure_text
+from .._estimate import Size, estimator_for, measure
 from .._events import ProviderEvent, UsageUpdate
 from .._messages import Message
 from .._price import Price, per_token, prompt_tokens
@@ -286,14 +286,14 @@ def measured(request: Request) -> Size:
     """Return how large a request is."""
     if request._size is not None:  # noqa: SLF001 - its other half
         return request._size  # noqa: SLF001 - as above
-    fixed = measure_fixed(request.system_prompt, request.tools)
+    fixed = Size(len(fixed_part(request.system_prompt, request.tools)))
     return sum((measure(message) for message in request.messages), fixed)
 
 
-def measure_fixed(system_prompt: str | None, tools: tuple[Tool, ...]) -> Size:
-    """Return how large the part of a request is that stands before the messages."""
+def fixed_part(system_prompt: str | None, tools: tuple[Tool, ...]) -> bytes:
+    """Return the part of a request that stands before the messages, about as long as any API has it."""
     definitions = encode([[tool.name, tool.description, tool.input_schema] for tool in tools])
-    return measure_text(system_prompt or "") + Size(len(definitions), 0)
+    return (system_prompt or "").encode("utf-8", "surrogatepass") + definitions
 
 
 async def _ignore(*_: ProviderEvent) -> None:
