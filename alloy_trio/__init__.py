@@ -12,7 +12,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
-#   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history · _budget (the ledger) ·
+#   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history · _budget _reservation (the ledger) ·
 #                      _catalog (and its data; _catalog_make writes that) _overrides
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks ·
 #                      tools/_tool _schema _context _output _threads
@@ -26,7 +26,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   6  doors           repl/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
-# money _budget and providers/_metered.
+# money _budget, _reservation and providers/_metered.
 
 from __future__ import annotations
 

@@ -10,12 +10,7 @@ before spending never makes `spent + reserved` exceed the limit, in any of the b
 
 Budgets nest by a context variable, and so do runs: what a sub-agent in a tool spends is drawn on every budget around it.
 
-Who waits is served first come, first served: nobody passes somebody who waits for the same budget, but for what is a part of a
-holder (it runs in a listener of its events), since all of them wait for that. One waits only as long as waiting can help, that
-is while somebody holds a reservation who will settle it. Nobody holds one while waiting for another, so holders end by
-themselves, with two exceptions: one whose listener does not take its events (it may be the one who waits, in the body of a
-stream), which counts no more after a moment, and one in the waiter's own chain of calls, which does not count at all. When no
-holder is left who counts, or all that holders could give back would not be enough, it is `BudgetExhausted` at once.
+How one waits for money is told in `_reservation`.
 
 What can still go over the limit (the error of an estimate, a fee that no cap bounds) is booked all the same, and is `overrun`.
 """
@@ -40,9 +35,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ._events import ProviderEvent
+    from ._reservation import Reservation
     from .providers._base import Response
 
-_PATIENCE = 0.25  # seconds that a listener may take over a batch of events before a waiter stops counting on its run
 _ZERO = Decimal(0)
 
 
@@ -76,7 +71,7 @@ class Budget:
     Checked before each request, and enforced while it streams. A run that has no money left
     ends with status `budget_exceeded`; nothing is raised. A model whose price is not known raises `UnknownPrice` instead of
     being asked. Budgets nest, and the tightest counts. Leaving the body changes nothing but what later requests are drawn on.
-    One Trio run at a time may use a budget.
+    One Trio run at a time may use a budget. Not around a `yield`: there it would be around whoever iterates.
 
     Attributes:
         limit: What may be spent, in dollars.
@@ -147,7 +142,7 @@ class Account:
         usage: Tokens of this run alone.
         cost: Dollars, as far as they are known.
         is_known: Whether all of it is.
-        waits: Whether it is waiting for money, or was when it was cancelled.
+        waited_until: When it last waited for money in vain.
     """
 
     session_id: str = ""
@@ -156,7 +151,7 @@ class Account:
     usage: Usage = attrs.field(factory=Usage)
     cost: Decimal = _ZERO
     is_known: bool = True
-    waits: bool = False
+    waited_until: float = -math.inf
 
     def book(self, usage: Usage, cost: Decimal, *, known: bool) -> None:
         """Add an attempt; `known`: whether that is all it has cost."""
@@ -206,225 +201,3 @@ def on_account(account: Account, budget: Budget | None) -> Iterator[None]:
         yield
     finally:
         _around.set(outer)
-
-
-@attrs.frozen(kw_only=True)
-class Ask:
-    """
-    What one request wants to reserve.
-
-    Attributes:
-        fixed: Dollars that it costs whatever the answer is.
-        rate: Dollars for each token of the answer.
-        wanted: Tokens of the answer, at most.
-        least: Tokens below which it is not worth asking.
-    """
-
-    fixed: Decimal
-    rate: Decimal
-    wanted: int
-    least: int
-
-    def amount(self, tokens: int) -> Decimal:
-        """Return what an answer of so many tokens costs."""
-        return self.fixed + tokens * self.rate
-
-    def affordable(self, dollars: Decimal) -> int:
-        """Return how many tokens, of those wanted, can be had for so much; -1 if not even the fixed part."""
-        if self.fixed > dollars and (self.fixed or self.rate):  # what is free can be had with nothing left
-            return -1
-        if self.amount(self.wanted) <= dollars or not self.rate:
-            return self.wanted
-        return int((dollars - self.fixed) // self.rate)  # a quotient could be rounded up
-
-
-@attrs.define(eq=False)
-class Reservation:
-    """
-    Money set aside for one request, until it is settled.
-
-    Attributes:
-        tokens: How many tokens of an answer it is for.
-        amount: Dollars.
-        account: The run that has it.
-    """
-
-    tokens: int
-    amount: Decimal
-    account: Account | None
-    _budgets: tuple[Budget, ...]
-    _blocked_since: float = math.inf
-
-    def correct(self, ask: Ask) -> None:
-        """
-        Hold what this asks for from now on: what the request costs whatever the answer is has become known.
-
-        Where that is more than is there, it is held for fewer tokens of the answer, down to none.
-        """
-        before = self.amount
-        room = min((budget._free for budget in self._budgets), default=ask.amount(ask.wanted)) + before  # noqa: SLF001 - one ledger
-        self.tokens = max(ask.affordable(room), 0)
-        self._hold(ask.amount(self.tokens))
-        if self.amount < before:
-            _stir()
-
-    def extend(self, tokens: int, amount: Decimal) -> bool:
-        """Hold that much more, for so many tokens more, if it is there and nobody waits for any. Never waits."""
-        if amount and (_is_waited_for(self._budgets) or any(budget._free < amount for budget in self._budgets)):  # noqa: SLF001 - one ledger
-            return False
-        self.tokens += tokens
-        self._hold(self.amount + amount)
-        return True
-
-    def settle(self, spent: Decimal) -> None:
-        """Give it back, and book what was spent."""
-        if not self._budgets:
-            return
-        self._hold(_ZERO)
-        for budget in self._budgets:
-            budget.spent += spent
-            budget._holders.discard(self)  # noqa: SLF001 - one ledger
-        _stir()
-
-    @contextlib.contextmanager
-    def blocked(self) -> Iterator[None]:
-        """Say that the holder waits for somebody else while in the body; one who waits for money looks for that by itself."""
-        self._blocked_since = trio.current_time()
-        try:
-            yield
-        finally:
-            self._blocked_since = math.inf
-
-    def counts_until(self) -> float:
-        """Return until when one may wait for it to be settled."""
-        return self._blocked_since + _PATIENCE
-
-    def _hold(self, amount: Decimal) -> None:
-        for budget in self._budgets:
-            budget.reserved += amount - self.amount
-        self.amount = amount
-
-
-@attrs.define(eq=False)
-class _Waiter:
-    ask: Ask
-    around: Around
-    granted: Reservation | None = None
-    wake: trio.Event = attrs.field(factory=trio.Event)
-
-    def affordable(self) -> int:
-        return min((self.ask.affordable(budget._free) for budget in self.around.budgets), default=self.ask.wanted)  # noqa: SLF001 - one ledger
-
-    def take(self) -> Reservation | None:
-        """Take what can be had in all budgets, in one step; None if it is less than the least."""
-        if (tokens := self.affordable()) < self.ask.least:
-            return None
-        budgets = self.around.budgets
-        self.granted = Reservation(tokens, _ZERO, self.around.account, budgets)
-        self.granted._hold(self.ask.amount(tokens))  # noqa: SLF001 - its maker
-        for budget in budgets:
-            budget._holders.add(self.granted)  # noqa: SLF001 - one ledger
-        if self.around.account is not None:
-            self.around.account.waits = False
-        return self.granted
-
-    def reason(self) -> str:
-        """Say what the request would have needed, and what there is."""
-        least, left = self.ask.amount(self.ask.least), min(budget.left for budget in self.around.budgets)
-        return (
-            f"the next request may cost ${least:.6f} with an answer of {self.ask.least} tokens, the least that is worth "
-            f"asking for, and ${left:.6f} is left; a smaller max_output_tokens needs less"
-        )
-
-    def passes(self) -> bool:
-        """Whether it need not stand in line: it costs nothing, or is a part of a holder, whom those in line wait for."""
-        if not self.ask.amount(self.ask.wanted):
-            return True
-        own = self._own()
-        return any(holder.account in own for budget in self.around.budgets for holder in budget._holders)  # noqa: SLF001 - one ledger
-
-    def worth_waiting_until(self) -> float:
-        """Return until when waiting may help, if no holder changes; now or earlier: it does not."""
-        own = self._own()
-        until = math.inf
-        for budget in self.around.budgets:
-            if self.ask.affordable(budget._free) >= self.ask.least:  # noqa: SLF001 - one ledger
-                continue
-            if self.ask.affordable(budget.limit - budget.spent) < self.ask.least:
-                return -math.inf
-            holders = [holder for holder in budget._holders if holder.account not in own]  # noqa: SLF001 - one ledger
-            until = min(until, max((holder.counts_until() for holder in holders), default=-math.inf))
-        return until
-
-    def _own(self) -> set[Account]:
-        """Return the accounts of the runs that this is a part of."""
-        return set() if self.around.account is None else set(self.around.account.chain())
-
-
-_queue: trio.lowlevel.RunVar[list[_Waiter]] = trio.lowlevel.RunVar("alloy_trio waiting for money")
-
-
-def _line() -> list[_Waiter]:
-    """Return those who wait in this Trio run, in order."""
-    try:
-        return _queue.get()
-    except LookupError:
-        line: list[_Waiter] = []
-        _queue.set(line)
-        return line
-
-
-def _is_waited_for(budgets: tuple[Budget, ...]) -> bool:
-    """Whether anybody waits for any of these budgets who has not had their turn."""
-    return any(set(each.around.budgets) & set(budgets) for each in _line() if each.granted is None)
-
-
-def _stir() -> None:
-    """Serve those who wait, in order, and let the others look again whether waiting still helps."""
-    claimed: set[Budget] = set()
-    for waiter in _line():
-        budgets = set(waiter.around.budgets)
-        if waiter.granted is None and ((claimed & budgets and not waiter.passes()) or waiter.take() is None):
-            claimed |= budgets
-        waiter.wake.set()
-
-
-async def reserve(ask: Ask) -> Reservation:
-    """
-    Set money aside in all budgets around the caller, and return what could be had: `ask.wanted` tokens, or fewer.
-
-    Without a budget it is all that is asked for, at once. What is got has to be settled.
-
-    Raises:
-        BudgetExhausted: Not even the least is there, and waiting for others to settle would not help.
-        InvalidOption: A budget is in use by another Trio run.
-    """
-    waiter = _Waiter(ask, around())
-    for budget in waiter.around.budgets:
-        budget._claim()  # noqa: SLF001 - one ledger
-    has_turn = waiter.passes() or not _is_waited_for(waiter.around.budgets)
-    if has_turn and (taken := waiter.take()) is not None:
-        return taken
-    return await _wait(waiter)
-
-
-async def _wait(waiter: _Waiter) -> Reservation:
-    line, account = _line(), waiter.around.account or Account()
-    line.append(waiter)
-    account.waits = True
-    kept = False
-    try:
-        while waiter.granted is None:
-            if waiter.worth_waiting_until() <= trio.current_time():
-                account.waits = False
-                raise BudgetExhausted(waiter.reason())
-            waiter.wake = trio.Event()
-            with trio.move_on_after(_PATIENCE):
-                await waiter.wake.wait()
-        kept = True
-        return waiter.granted
-    finally:
-        line.remove(waiter)
-        if waiter.granted is not None and not kept:  # cancelled in the very moment
-            waiter.granted.settle(_ZERO)
-        _stir()

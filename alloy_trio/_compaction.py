@@ -19,12 +19,12 @@ What is done to the middle, until it is enough:
     summarized    one summary, by the run's own provider, takes the middle's place, right behind the head. The next compaction
                   finds it there by its prefix and replaces it by a newer one.
     truncated     without a summary (the provider failed, refused, wrote too much): the results are cleared, old answers cut short,
-                  and all messages kept. Where even that is too much, the oldest of them go.
+                  and all messages kept. Where even that fills the window, the oldest of them go.
 
 Where the rest alone is still too large (one giant result, one giant paste) it is clipped as well: results first, the oldest
 before the newer, then whatever is longest, then the oldest messages go. It is clipped to clearly less than the limit, so that
-this does not happen again in the next turn. A last message of the user's is never clipped (in a tool loop the last one has
-results, and is), nor the latest request, unless it alone takes more than half of the room.
+this does not happen again in the next turn. What the user says in the last message is never clipped (but in a tool loop that
+message is results, and these are), and the latest request only if it alone takes more than half of the room.
 
 That a conversation was changed shows in its epoch, which makes the wires leave earlier reasoning out: nothing is stripped here.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from . import _checks
-from ._catalog import Catalog, ModelInfo, as_catalog, context_window, look_up
+from ._catalog import Catalog, ModelInfo, as_catalog, builtin_catalog, context_window, look_up
 from ._compaction import Compaction
 from ._emitter import OnEvent
 from ._errors import InvalidOption
@@ -101,7 +101,14 @@ class Config:
         return Fallback(retrying) if len(retrying) > 1 else retrying[0]
 
     def _info(self, provider: Provider) -> ModelInfo | None:
-        return look_up(self.catalog, provider_name(provider), provider_model(provider))
+        """Return what is known of a provider's model; at another address than the vendor's own, not what the vendor asks for it."""
+        name, model = provider_name(provider), provider_model(provider)
+        info = look_up(self.catalog, name, model)
+        if info is None or getattr(provider, "is_at_vendor", True):
+            return info
+        listed = look_up(builtin_catalog(), name, model)
+        is_listed = listed is not None and listed.price == info.price
+        return attrs.evolve(info, price=None) if is_listed else info
 
 
 def configure(options: Mapping[str, Any]) -> Config:

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 _FRAME = 24  # bytes: about six tokens that mark where a message begins and ends
 _CALL_FRAME = 64  # bytes: the markup of a call or of a result
 _BYTES_PER_TOKEN = 4.0
-_PLAUSIBLE = (1.0, 8.0)  # bytes a token; what implies other values was not counted by a tokenizer, or not for this prompt
+_PLAUSIBLE = (
+    1.0,
+    8.0,
+)  # bytes a token; what implies other values was not counted by a tokenizer, or not for this prompt
 _LEAST_PROMPT = 8000  # bytes; below, what the provider adds of its own (a preamble, markers) weighs too much
 _NEAR = 1.5  # times as much, or as little: a report that confirms what is believed
 _DOUBTED = 0.5  # the weight of a report that confirms nothing, as long as none has
@@ -58,6 +61,7 @@ _MOST_PAGES = 100  # guessed
 _MOST_COUNTED_PAGES = 600  # what Claude takes in one request
 _COUNTED = 6 * 1024 * 1024  # bytes of a document in which pages are counted: that is about 20 ms
 _PAGE_OBJECT = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+_JPEG_MARK = 0xFF
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 Media: TypeAlias = Image | Audio | Video | Document
@@ -156,7 +160,9 @@ def _call(call: ToolUse | ServerToolUse) -> Size:
     """Measure a call. What the provider attached counts where it is the longer part: it may repeat the arguments."""
     invalid = call.invalid_input if isinstance(call, ToolUse) else None
     arguments = _json(call.input) if invalid is None else text_bytes(invalid)
-    return Size(_CALL_FRAME + text_bytes(call.id) + text_bytes(call.name) + max(arguments, _optional(call.provider_data)))
+    return Size(
+        _CALL_FRAME + text_bytes(call.id) + text_bytes(call.name) + max(arguments, _optional(call.provider_data))
+    )
 
 
 def _reasoning(block: Thinking) -> int:
@@ -227,13 +233,13 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     """Read the size in the frame header, which is behind any number of other segments (ITU T.81, annex B)."""
     place = 2
-    while place + 9 <= len(data) and data[place] == 0xFF:
+    while place + 9 <= len(data) and data[place] == _JPEG_MARK:
         marker = data[place + 1]
         if marker in _JPEG_FRAMES:
             height, width = struct.unpack(">HH", data[place + 5 : place + 9])
             return width, height
-        # 0xFF may be repeated, as filling; what has no length does not come before the frame.
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        # The mark may be repeated, as filling; what has no length does not come before the frame.
+        place += 1 if marker == _JPEG_MARK else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return 0, 0
 
 

@@ -81,7 +81,7 @@ class TurnEnd:
     Attributes:
         message: The answer, as it stands in the history.
         stop_reason: Why the model stopped.
-        usage: Tokens of this turn.
+        usage: Tokens of the answer.
     """
 
     message: Message

@@ -37,7 +37,7 @@ from ._state import Run
 from ._story import Story
 from ._turns import take_turns
 from ._util import digest, single
-from .providers._base import provider_model, provider_name
+from .providers._base import provider_model, provider_name, terms_of
 from .providers._metered import fixed_part
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming
     asked = question(config, prompt)
     provider, ids = config.provider, config.correlation_id
     fixed = fixed_part(config.system_prompt, tuple(config.tools.values()))
-    prefix = digest(f"{provider_model(provider)}\0".encode() + fixed)
+    prefix = digest(f"{provider_model(provider)}\0".encode() + (fixed if terms_of(provider).seals_prefix else b""))
     history = _history(config.session, asked, anew=config.session.prefix not in {None, prefix})
     metered = config.metered(streaming=streaming)
     return Run(
@@ -123,9 +123,10 @@ async def run_loop(run: Run) -> Result:
         Exception: What a hook, or a provider of your own, raises.
     """
     session = run.session
-    if session._running:  # noqa: SLF001 - the session's half of this guard
+    # A stream is made a moment before its task runs: another run may have ended in between.
+    if session._running or session.messages is not run.began_from:  # noqa: SLF001 - the session's half of this guard
         busy = InvalidOption("this session is in another run just now: wait for it, or give this run one of its own")
-        run.outcome = run.result("error", busy)
+        run.outcome, run.emitter.has_ended = run.result("error", busy), True
         raise busy
     session._running = True  # noqa: SLF001 - as above
     cents = run.config.max_budget_cents
@@ -143,6 +144,7 @@ def _check_prices(run: Run) -> None:
             each.check()
     except UnknownPrice as error:
         run.outcome = error.result = run.result("error", error)
+        run.emitter.has_ended = True
         raise
 
 
@@ -170,7 +172,7 @@ async def _run(run: Run) -> Result:
         batch = run.cut("timed_out" if scope.cancelled_caught else "cancelled")
         if end is None and not scope.cancelled_caught:  # a cancel from outside, on its way
             await _finish(run, story, _End("cancelled"), batch, scope.deadline)
-    if end is None and run.account.waits:
+    if end is None and run.account.waited_until >= scope.deadline:
         end = _End("budget_exceeded", reason=f"the timeout of {timeout:g} seconds passed while it waited for money")
     elif end is None:
         end = _End("timed_out", RunTimeout(f"the run took longer than its timeout of {timeout:g} seconds"))
@@ -242,21 +244,25 @@ async def _call_session_end(run: Run, end: _End, deadline: float) -> None:
     if not run.hooks.has("session_end"):
         return
     grace = run.config.cancel_grace
-    async with trio.open_nursery() as nursery:
-        shield = trio.CancelScope(shield=True, deadline=max(deadline, trio.current_time()) + grace)
-
-        @nursery.start_soon
-        async def watch() -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                shield.deadline = min(shield.deadline, trio.current_time() + grace)
-
-        with shield:
+    if end.status == "cancelled":  # that is on its way, and goes on as it came
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + grace) as shield:
             await _fire_session_end(run, end)
-        if shield.cancelled_caught:
-            logger.warning("session_end was cut short: it may take cancel_grace=%g seconds behind the end", grace)
-        nursery.cancel_scope.cancel()
+    else:
+        shield = trio.CancelScope(shield=True, deadline=max(deadline, trio.current_time()) + grace)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def watch() -> None:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    shield.deadline = min(shield.deadline, trio.current_time() + grace)
+
+            with shield:
+                await _fire_session_end(run, end)
+            nursery.cancel_scope.cancel()
+    if shield.cancelled_caught:
+        logger.warning("session_end was cut short: it may take cancel_grace=%g seconds behind the end", grace)
 
 
 async def _fire_session_end(run: Run, end: _End) -> None:

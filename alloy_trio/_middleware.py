@@ -65,7 +65,8 @@ class RunState:
         """
         The conversation so far. Assign another to change it.
 
-        It has to be a valid history: each call answered in the next message, results only behind their calls. What is
+        It has to be a valid history: the user begins, each call is answered in the next message, results stand only behind
+        their calls. What is
         only appended keeps prompt caches and sealed reasoning; any other change makes the provider read everything anew,
         and reasoning so far is not sent any more. Between `after_tool_request` and the end of the tools the answer with
         the calls has to stay the last message: their results will stand behind it.
@@ -366,9 +367,7 @@ def checked(middlewares: Any) -> tuple[object, ...]:
 def _check_spelling(middleware: object) -> None:
     """A hook whose name is misspelled would never be called, and nobody would notice: of a guard, least of all."""
     for name in dir(type(middleware)):
-        like_a_hook = name.startswith(("before_", "after_")) or difflib.get_close_matches(
-            name, _HOOKS, 1, 0.85
-        )
+        like_a_hook = name.startswith(("before_", "after_")) or difflib.get_close_matches(name, _HOOKS, 1, 0.85)
         if like_a_hook and name not in _HOOKS and callable(getattr(middleware, name, None)):
             meant = difflib.get_close_matches(name, _HOOKS, 1, 0.0)[0]
             raise InvalidOption(

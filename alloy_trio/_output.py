@@ -27,8 +27,17 @@ from .tools._tool import Tool
 ANSWER_TOOL = "final_answer"
 MISFITS = 3  # answers that do not fit, and go back to the model, before the run is given up
 
+REMINDER = "You have not finished yet: go on, and call the tool `{}` with your result."
+MISFIT = "{} Answer again, with nothing but JSON that fits the schema."
+"""What is said to an answer that is none yet: the name of a tool, or what is wrong, goes into the braces."""
+
 _DESCRIPTION = "Give the final answer. Call this once, when you are done, with the whole answer as its input."
 _KEY = "value"  # of what is no object by itself
+
+
+def is_reminder(text: str) -> bool:
+    """Whether that is what we say to an answer that is none yet, and no request of the user's."""
+    return text.startswith(REMINDER.partition("{}")[0]) or text.endswith(MISFIT.partition("{}")[2])
 
 
 @attrs.frozen

@@ -163,8 +163,9 @@ class EventStream(Generic[OutputT]):
         Raises:
             RuntimeError: The run is not over.
         """
-        outcome = self._started().outcome
-        if outcome is None:
+        run = self._started()
+        outcome = run.outcome
+        if outcome is None or not run.emitter.has_ended:
             raise RuntimeError("the run is not over: take the result after the `async for`, or after the `async with`")
         return outcome
 

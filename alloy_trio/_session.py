@@ -20,7 +20,7 @@ def _messages(messages: Iterable[Message]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, on_setattr=attrs.setters.NO_OP)  # five fields a turn
 class Session:
     """
     The state of a conversation: give it to `run(session=…)` again and again, store it as JSON in between.
@@ -34,14 +34,14 @@ class Session:
         messages: The conversation so far.
         usage: Tokens of all runs.
         metadata: Yours, and what runs leave for the next (`provider_state`). JSON data.
-        prefix: A digest of what stood ahead of the messages in the last run: model, instructions and tools. A run with
-            others does not send earlier reasoning, which is sealed over them.
+        prefix: A digest of what reasoning is sealed over besides the messages, as of the last run: the model, and for
+            Claude instructions and tools. A run with others does not send earlier reasoning.
         created_at: When the session was made; UTC.
         updated_at: When a run last changed it; UTC.
     """
 
     id: str = attrs.field(factory=new_id)
-    messages: tuple[Message, ...] = attrs.field(default=(), converter=_messages)
+    messages: tuple[Message, ...] = attrs.field(default=(), converter=_messages, on_setattr=attrs.setters.convert)
     usage: Usage = attrs.field(factory=Usage)
     metadata: JSONObject = attrs.field(factory=dict)
     prefix: str | None = None

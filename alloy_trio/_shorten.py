@@ -27,6 +27,7 @@ from ._messages import (
     ToolUse,
     Video,
 )
+from ._output import is_reminder
 from ._summary import LEFT_OUT, clip, summary_in, summary_message
 
 if TYPE_CHECKING:
@@ -66,12 +67,15 @@ def where_to_cut(messages: Sequence[Message]) -> list[int]:
 
 
 def place_of_request(messages: Sequence[Message]) -> int:
-    """Return where the latest message is in which the user says something: no results of calls, no summary; -1 if there is none."""
+    """Return where the latest message is in which the user asks for something, or -1 if there is none."""
+    return max((place for place, message in enumerate(messages) if _is_request(message)), default=-1)
 
-    def is_said(message: Message) -> bool:
-        return message.role == "user" and not message.tool_results and summary_in(message) is None
 
-    return max((place for place, message in enumerate(messages) if message.content and is_said(message)), default=-1)
+def _is_request(message: Message) -> bool:
+    """Whether it is the user who speaks: no tools, no summary, and no loop that wants another answer to the same request."""
+    if message.role != "user" or not message.content or message.tool_results or summary_in(message) is not None:
+        return False
+    return not is_reminder(message.text)
 
 
 def clear_results(messages: Messages, *, spared: int) -> Messages:
@@ -227,7 +231,6 @@ def without_oldest(messages: Messages, surplus: Surplus, *, keep: int) -> Messag
         head += (messages[places.pop(0)],)
     else:
         head += (summary_message(LEFT_OUT),)
-
     if not places:
         return messages
     request = place_of_request(messages)

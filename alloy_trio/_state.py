@@ -103,6 +103,9 @@ class Run:
     outcome: Result | None = None  # once it is settled how the run ended, if only the last events are not taken yet
     view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
     _of_answer: tuple[str, ...] = ()  # keys of the metadata that are the last answer's
+    began_from: tuple[Message, ...] = attrs.field(
+        init=False, default=attrs.Factory(lambda self: self.session.messages, takes_self=True)
+    )
     _usage_before: Usage = attrs.field(
         init=False, default=attrs.Factory(lambda self: self.session.usage, takes_self=True)
     )
@@ -134,6 +137,7 @@ class Run:
             first = self.metered[0]
             cap = request.max_output_tokens + terms_of(first.provider).thinking_budget
             request = attrs.evolve(request, max_output_tokens=int(min(cap, first.limit)))
+        request = attrs.evolve(request, alone=True)
 
         async def emit(*events: ProviderEvent | Retry) -> None:
             await self.emitter.emit(*(event for event in events if isinstance(event, Retry)))

@@ -139,7 +139,7 @@ class TurnStopped(_OfRun):
         turn: Its number.
         duration: Seconds since it began.
         status: `running` if the run goes on; for its last turn, how the run ended.
-        usage: Tokens of this turn.
+        usage: Tokens of its answer.
         stop_reason: Why the model stopped; None if it did not get that far.
     """
 

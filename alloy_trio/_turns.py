@@ -25,13 +25,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from ._budget import BudgetExhausted
 from ._errors import ContextTooLong, Halted, ProviderError, ToolError
 from ._events import BlockEnd, TurnEnd, TurnStart
 from ._messages import Message
-from ._output import ANSWER_TOOL, MISFITS
+from ._output import ANSWER_TOOL, MISFIT, MISFITS, REMINDER
 from ._state import Recorder, Run
 from .providers._base import Request, Response, StopReason, as_events
 from .tools._executor import Batch, ToolSettings
@@ -53,7 +54,7 @@ async def take_turns(run: Run, story: Story) -> Status:
     Go on until the model is done, or the turns or the money are used up; return how it ended.
 
     Raises:
-        BudgetExhausted: There is no money left, and nothing of an answer that was not emitted.
+        BudgetExhausted: There is no money left.
         ProviderError: The provider failed, refused, was cut inside a tool call, or its answer did not fit.
         Exception: What a hook raises.
     """
@@ -65,7 +66,7 @@ async def take_turns(run: Run, story: Story) -> Status:
         await run.emitter.emit(TurnStart())
         await run.hooks.fire("before_completion", run.view)
         response, late, capped = await _answer(run)
-        batch = _take(response, run, settings, capped=capped)
+        response, batch = _take(response, run, settings, capped=capped)
         story.answered(response)
         await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
         if capped:
@@ -86,21 +87,17 @@ async def take_turns(run: Run, story: Story) -> Status:
     return "max_turns"
 
 
-_REMINDER = "You have not finished yet: go on, and call the tool `{}` with your result."
-_MISFIT = "{} Answer again, with nothing but JSON that fits the schema."
-
-
 def _remark(run: Run, *, done: bool) -> str | None:
     """Return what is to be said to a final answer that is none yet; None if it is one."""
     wanted = run.config.output_type
     if wanted is None:
-        return None if done else _REMINDER.format(run.config.until_tool)
+        return None if done else REMINDER.format(run.config.until_tool)
     try:  # many models answer in text where they were told to call the tool
         run.output = wanted.parse_message(run.history.messages[-1])
     except ToolError as error:
         _count_misfit(run, error)
         said = f"{str(error)[:1].upper()}{str(error)[1:]}."
-        return _MISFIT.format(said) if wanted.native else _REMINDER.format(run.config.until_tool)
+        return MISFIT.format(said) if wanted.native else REMINDER.format(run.config.until_tool)
     return None
 
 
@@ -112,7 +109,7 @@ def _answered_by_tool(run: Run, batch: Batch) -> bool:
         if record.name == ANSWER_TOOL and record.outcome == "ok":
             run.output = record.data
             return True
-        if record.name == ANSWER_TOOL:
+        if record.name == ANSWER_TOOL and record.outcome == "error":
             _count_misfit(run, record.error)
     return False
 
@@ -128,7 +125,10 @@ async def _is_final(run: Run) -> bool:
     last = run.history.messages[-1]  # a user's already, if the answer is empty, or was a tool's input
     await run.hooks.fire("after_completion", run.view)
     now = run.history.messages[-1]
-    return now is last or now.role != "user" or bool(now.tool_results)
+    is_final = now is last or now.role != "user" or bool(now.tool_results)
+    if not is_final:
+        run.output = None
+    return is_final
 
 
 async def _run_tools(run: Run, batch: Batch) -> None:
@@ -204,8 +204,8 @@ async def _ask(run: Run) -> tuple[Response, Sequence[ContentEvent], bool]:
     return response, late, capped
 
 
-def _take(response: Response, run: Run, settings: ToolSettings, *, capped: bool) -> Batch | None:
-    """Put an answer into the run, in one step with the batch of its calls. Returns the batch that is to run."""
+def _take(response: Response, run: Run, settings: ToolSettings, *, capped: bool) -> tuple[Response, Batch | None]:
+    """Put an answer into the run, in one step with the batch of its calls. Returns both: the answer as it stands there."""
     calls = response.message.tool_uses
     batch = Batch(calls, settings, run.emitter.emit, run.turns + 1) if calls else None
     run.recorder = None
@@ -216,9 +216,9 @@ def _take(response: Response, run: Run, settings: ToolSettings, *, capped: bool)
         reason = response.metadata.get("refusal") or "no reason given"
         raise _stopped(run, f"the model refused to answer: {reason}")
     if response.message.content:
-        run.history.append(response.message)
+        response = attrs.evolve(response, message=run.history.append(response.message))
     if batch is None:
-        return None
+        return response, None
     run.batch = batch
     if response.stop_reason is StopReason.MAX_TOKENS:
         cap = f"max_output_tokens ({run.config.max_output_tokens or 'the default of the provider'})"
@@ -230,7 +230,7 @@ def _take(response: Response, run: Run, settings: ToolSettings, *, capped: bool)
         run.close_batch()
         if not capped:
             raise _stopped(run, advice)
-    return batch
+    return response, batch
 
 
 def _stopped(run: Run, message: str) -> ProviderError:

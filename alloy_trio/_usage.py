@@ -24,6 +24,11 @@ class Usage:
     server_tool_calls: int = 0
     estimated: bool = False
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether all of it are whole numbers that are not below 0."""
+        return all(type(number) is int and number >= 0 for number in attrs.astuple(self)[:-1])
+
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.input_tokens + other.input_tokens,

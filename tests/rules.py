@@ -6,6 +6,7 @@ Each rule is a 400 of some vendor when broken; sources: the vendors' API referen
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -38,16 +39,22 @@ def check_history(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> No
 
 
 def check_anthropic(messages: list[dict[str, Any]]) -> None:
-    """Messages API: calls are answered in the next message, results first; nothing blank; no thinking at the end."""
+    """
+    Messages API: calls are answered in the next message, results first, and each has an id of its own.
+
+    Nothing is blank, also in results; no thinking without signature, or at the end.
+    """
     assert messages
     assert messages[0]["role"] == "user"
     open_calls: list[str] = []
+    all_calls: list[str] = []
     for message in messages:
         content = message["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         assert blocks, "an empty message"
-        for block in blocks:
+        for block in itertools.chain(blocks, *(block.get("content") or () for block in blocks if is_result(block))):
             assert block["type"] != "text" or block["text"].strip(), "blank text"
+            assert block["type"] != "thinking" or block.get("signature"), "thinking without signature"
         results = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
         assert results == open_calls, f"calls {open_calls} answered by {results}"
         kinds = [block["type"] for block in blocks]
@@ -55,9 +62,15 @@ def check_anthropic(messages: list[dict[str, Any]]) -> None:
         if message["role"] == "assistant":
             assert kinds[-1] not in {"thinking", "redacted_thinking"}, "a final thinking block"
             open_calls = [block["id"] for block in blocks if block["type"] == "tool_use"]
+            all_calls += open_calls
         else:
             open_calls = []
     assert not open_calls, f"calls without results: {open_calls}"
+    assert len(all_calls) == len(set(all_calls)), f"two calls of one id: {sorted(all_calls)}"
+
+
+def is_result(block: dict[str, Any]) -> bool:
+    return bool(block["type"] == "tool_result")
 
 
 def check_responses(items: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import alloy_trio
 from alloy_trio import (
     Audio,
     ContextTooLong,
@@ -21,6 +22,7 @@ from alloy_trio import (
     Message,
     Opaque,
     Overloaded,
+    Price,
     ProviderError,
     ServerToolResult,
     ServerToolUse,
@@ -313,6 +315,45 @@ def test_ant_08_thinking_is_asked_for_by_extra_body_alone() -> None:
     assert sent(HI, by=provider(extra_body={"thinking": budget}))["thinking"] == budget
 
 
+def test_ant_08_a_budget_for_thinking_is_room_besides_the_answer() -> None:
+    by = provider(extra_body={"thinking": {"type": "enabled", "budget_tokens": 32_000}})
+    assert sent(HI, by=by)["max_tokens"] == 48_000
+    assert sent(HI, by=by, max_output_tokens=40_000)["max_tokens"] == 40_000
+
+
+def results_of(*more: str) -> Message:
+    return Message.user(ToolResult("toolu_1", "3"), *more)
+
+
+def ours(*blocks: JSON) -> Message:
+    return decoded(reply(*blocks, stop_reason="tool_use")).message
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind"),
+    [
+        ([ours(THOUGHT, CALL), results_of()], "enabled"),
+        ([ours(REDACTED, CALL), results_of()], "enabled"),
+        ([ours(THOUGHT, CALL), results_of(), ours(CALL), results_of()], "enabled"),
+        ([ours(CALL), results_of()], "disabled"),
+        ([ours(CALL), results_of("And?")], "disabled"),
+        ([ours(CALL), results_of(), ours(THOUGHT, CALL), results_of()], "disabled"),
+        ([attrs.evolve(ours(THOUGHT, CALL), origin="another"), results_of()], "disabled"),
+        ([ours(THOUGHT, CALL), attrs.evolve(results_of(), epoch=1)], "disabled"),
+        ([ours(CALL), results_of(), ours(text("3")), HI], "enabled"),
+        ([ours(CALL), results_of(), ours(text("3")), HI, ours(THOUGHT, CALL), results_of()], "enabled"),
+        ([ours(text("Let me"), SEARCH)], "disabled"),
+        ([ours(THOUGHT, SEARCH)], "enabled"),
+    ],
+)
+def test_ant_08_a_turn_that_has_lost_its_reasoning_goes_on_without(messages: list[Message], kind: str) -> None:
+    """With a manual budget, a turn that goes on has to begin with reasoning; adaptive reasoning wants nothing of the kind."""
+    manual = provider(extra_body={"thinking": {"type": "enabled", "budget_tokens": 1024}})
+    assert sent(HI, *messages, by=manual)["thinking"]["type"] == kind
+    adaptive = provider(extra_body={"thinking": {"type": "adaptive"}})
+    assert sent(HI, *messages, by=adaptive)["thinking"]["type"] == "adaptive"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -406,7 +447,7 @@ def test_ant_13_use_08_usage_is_cumulative_and_null_says_nothing() -> None:
         "cache_read_input_tokens": None,
         "cache_creation": {"ephemeral_1h_input_tokens": None},
         "output_tokens_details": {"thinking_tokens": 60},
-        "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1},
+        "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1, "tool_search_requests": 4},
     }
     first = {"type": "message_delta", "delta": {}, "usage": {"input_tokens": 2679, "output_tokens": 8}}
     last = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
@@ -417,15 +458,29 @@ def test_ant_13_use_08_usage_is_cumulative_and_null_says_nothing() -> None:
         cache_creation_1h_input_tokens=20,
         cache_read_input_tokens=40,
         reasoning_tokens=60,
-        server_tool_calls=3,
+        server_tool_calls=2,
     )
 
 
 def test_work_that_is_billed_apart_is_told_in_the_metadata() -> None:
-    iterations = [{"type": "compaction", "input_tokens": 9}, {"type": "message", "input_tokens": 1}]
+    """What it was in all is what `billed` returns; an answer's usage stays as it is reported."""
+    iterations = [
+        {"type": "compaction", "input_tokens": 9, "output_tokens": 3, "cache_read_input_tokens": 50},
+        {"type": "message", "input_tokens": 1, "output_tokens": 1},
+        {
+            "type": "advisor_message",
+            "input_tokens": 20,
+            "output_tokens": None,
+            "cache_creation_input_tokens": 7,
+            "cache_creation": {"ephemeral_1h_input_tokens": 6},
+        },
+    ]
     response = decoded(reply(usage={"input_tokens": 1, "output_tokens": 1, "iterations": iterations}))
     assert response.metadata == {"provider_response": {"iterations": iterations}}
     assert response.usage == Usage(1, 1)
+    assert provider().billed(response) == Usage(30, 4, 7, 6, 50)
+    alone = decoded(reply(usage={"input_tokens": 1, "output_tokens": 1, "iterations": iterations[1:2]}))
+    assert provider().billed(alone) == alone.usage
 
 
 def test_ant_14_extra_body_merges_last() -> None:
@@ -748,12 +803,13 @@ def test_ant_14_extra_body_may_lower_the_cap(cap: int | None, extra: JSON, expec
         ({"code_execution": True}, {"server_tools": True}),
         ({"server_tools": [{"type": "web_search_20260209", "name": "web_search"}]}, {"server_tools": True}),
         ({"server_tools": [{"type": "mcp_toolset"}, {"type": "tool_search_tool_regex_20251119"}]}, {}),
-        ({"extra_body": {"tools": [{"type": "web_fetch_20260209"}]}}, {"server_tools": True}),
+        ({"extra_body": {"tools": [{"type": "web_search_20260209"}]}}, {"server_tools": True}),
+        ({"server_tools": [{"type": "web_fetch_20260209", "name": "web_fetch"}]}, {}),
         ({"extra_body": {"tools": [{"name": "mine"}, {"type": "bash_20250124"}]}, "code_execution": True}, {}),
     ],
 )
 def test_terms(options: JSON, terms: JSON) -> None:
-    assert provider(**options).terms == Terms(enforces_cap=True, **terms)
+    assert provider(**options).terms == Terms(enforces_cap=True, seals_prefix=True, **terms)
 
 
 DROP = {"prefix_mismatch_behavior": "drop_block"}
@@ -916,6 +972,11 @@ def test_which_models_hold_to_a_schema(model: str, takes: bool) -> None:
         {"anyOf": [{"type": "null"}, {"type": "object"}]},
         {"$ref": "#"},
         {"$ref": "#/$defs/tree"},
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "integer"}]},
+        {"type": "array", "items": False},
+        {"type": "array", "items": [{"type": "integer"}]},
+        {"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(24)}},
+        {"anyOf": [{"type": ["integer", "null"]}] * 16},
     ],
 )
 def test_schemas_that_the_api_cannot_express(part: JSON) -> None:
@@ -926,6 +987,16 @@ def test_schemas_that_the_api_cannot_express(part: JSON) -> None:
     assert not by.takes_schema(schema)
 
 
+def test_how_much_of_a_schema_the_api_takes() -> None:
+    """24 optional properties and 16 unions, wherever in it they are."""
+    optional = {f"p{n}": {"type": "integer"} for n in range(24)}
+    unions = [{"type": ["integer", "null"]}, *({"anyOf": [{"type": "null"}, {"type": "string"}]} for _ in range(15))]
+    by = Anthropic(model="claude-opus-5-5", api_key="key")
+    assert by.takes_schema({"type": "object", "properties": optional})
+    names = [f"u{n}" for n in range(16)]
+    assert by.takes_schema({"type": "object", "properties": dict(zip(names, unions, strict=True)), "required": names})
+
+
 def test_ps_02_a_container_that_was_given_back_is_used_again() -> None:
     """`provider_state=` of a run; a newer one of the conversation goes before it."""
     provider = Anthropic(model="m", api_key="k", code_execution=True)
@@ -934,3 +1005,22 @@ def test_ps_02_a_container_that_was_given_back_is_used_again() -> None:
     answer = Message("assistant", "Well.", origin=provider.origin, provider_state={"container_id": "c_2"})
     later = attrs.evolve(request, messages=(*request.messages, answer, Message.user("and?")))
     assert json.loads(provider.encode(later, stream=False).body)["container"] == "c_2"
+
+
+async def test_what_is_billed_outside_of_the_usage_is_paid_for() -> None:
+    """A compaction on the server's side stands in `iterations` only."""
+    usage = {
+        "input_tokens": 100,
+        "output_tokens": 10,
+        "iterations": [
+            {"type": "compaction", "input_tokens": 1000, "output_tokens": 50},
+            {"type": "message", "input_tokens": 100, "output_tokens": 10},
+        ],
+    }
+    answer = {"type": "message", "content": [{"type": "text", "text": "ok"}], "stop_reason": "end_turn", "usage": usage}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    async with httpx.AsyncClient(transport=transport) as client:
+        provider = Anthropic(model="m", api_key="k", http_client=client, price=Price("1000", "1000"))
+        result = await alloy_trio.run("Go", provider=provider)
+    assert result.usage == Usage(input_tokens=1100, output_tokens=60)
+    assert result.cost_cents == 116

@@ -36,7 +36,8 @@ from alloy_trio import (
     stream,
     tool,
 )
-from alloy_trio._budget import Account, Ask, BudgetExhausted, on_account, reserve
+from alloy_trio._budget import Account, BudgetExhausted, on_account
+from alloy_trio._reservation import Ask, reserve
 from alloy_trio.events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
 from alloy_trio.providers import Anthropic, OpenAI, Request, Response, UsageUpdate
 from alloy_trio.providers._base import Terms
@@ -695,6 +696,25 @@ async def test_where_the_provider_enforces_the_cap_the_cut_is_a_backstop_at_a_qu
     assert provider.caps == [2000]
     assert provider.produced == 2501
     assert result.overrun_cents == Decimal("5.01")
+
+
+async def test_what_prompts_have_taught_does_not_make_an_answer_longer(autojump_clock: object) -> None:
+    """A prompt may have eight bytes a token, and the answer to it four."""
+
+    class TenAtOnce(Taxi):
+        async def stream(self, request: Request, emit: Emit) -> Response:
+            while self.produced < 10**5:
+                self.produced += 10
+                await emit(TextDelta("word" * 10))
+            raise AssertionError
+
+    prompt, provider = "p" * 20_000, TenAtOnce()
+    with Budget("0.2") as budget:
+        for _ in range(3):
+            teacher = scripted(text("ok", usage=Usage(2600, 1)), name="taxi", model="taxi")
+            await run(prompt, provider=teacher, max_output_tokens=1)
+        check_cut(await streamed(prompt, provider=provider))
+    assert provider.produced * TICK <= budget.limit + 10 * TICK
 
 
 async def test_a_provider_that_stops_at_its_cap_is_not_cut_because_its_words_are_long(autojump_clock: object) -> None:

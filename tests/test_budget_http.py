@@ -88,7 +88,9 @@ class Endless:
 
 
 PACES = pytest.mark.parametrize(
-    "pace", [{}, {"pause": 0.0001}, {"at_once": 700}], ids=["as-fast-as-it-can", "at-its-pace", "in-bursts"]
+    "pace",
+    [{}, {"pause": 0.001, "at_once": 10}, {"at_once": 700}],
+    ids=["as-fast-as-it-can", "at-its-pace", "in-bursts"],
 )
 
 
@@ -138,7 +140,7 @@ async def test_where_the_api_enforces_the_cap_the_meter_is_a_backstop_at_a_quart
 
 async def test_an_api_that_goes_on_alone_is_paid_for_all_that_was_set_aside() -> None:
     """Once it is cut, or left: it writes, and bills, to its cap."""
-    server, results = Endless(responses_delta(WORD), pause=0.0001), list[Any]()
+    server, results = Endless(responses_delta(WORD), pause=0.001, at_once=10), list[Any]()
     async with serving(server.handle) as there:
         provider = OpenAI(model="m", api_key="k", base_url=there.url, price=BY_THE_TICK)
         with Budget("0.15") as cut:
@@ -261,7 +263,7 @@ async def test_the_first_report_of_the_wire_corrects_the_input() -> None:
 
 async def test_ten_sub_agents_over_http_side_by_side_under_one_budget() -> None:
     """Each server stream would go on for ever; together they are read to the budget and a delta each."""
-    server, results = Endless(delta(WORD), pause=0.0001), list["Result"]()
+    server, results = Endless(delta(WORD), pause=0.001, at_once=10), list["Result"]()
     async with serving(server.handle) as there:
         provider = OpenAICompat(model="m", base_url=there.url, price=BY_THE_TICK)
 

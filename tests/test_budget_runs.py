@@ -19,18 +19,21 @@ import alloy_trio
 from alloy_trio import (
     Budget,
     Compaction,
+    ConnectionFailed,
     InvalidOption,
     Message,
     Middleware,
     Price,
     ProviderTimeout,
     RateLimited,
+    RunState,
     RunTimeout,
     Session,
     ToolContext,
     ToolUse,
     UnknownPrice,
     Usage,
+    WireError,
     run,
     run_sync,
     stream,
@@ -907,3 +910,112 @@ async def test_why_there_was_no_money_is_said(autojump_clock: object) -> None:
     result = await run("go", provider=Taxi(), max_budget_cents=1)
     assert "1024 tokens" in result.metadata["budget_exceeded"]
     assert "$0.010000 is left" in result.metadata["budget_exceeded"]
+
+
+async def test_who_waits_for_an_inner_budget_is_in_nobody_s_way(autojump_clock: object) -> None:
+    """There is plenty in the outer one: others are asked, and streams go on past their cap, as if nobody waited."""
+    ended: dict[str, float] = {}
+
+    async def one(name: str, provider: Taxi, budget: Budget | None, **options: Any) -> None:
+        with budget or contextlib.nullcontext():
+            assert (await streamed(provider=provider, **options)).status == "completed"
+        ended[name] = trio.current_time()
+
+    inner = Budget("0.20")
+    with Budget(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "holder", Taxi(1, seconds=100), inner)
+            await trio.sleep(1)
+            nursery.start_soon(one, "waiter", Taxi(1), inner)
+            await trio.sleep(1)
+            nursery.start_soon(one, "outside", Taxi(1), None)
+            nursery.start_soon(functools.partial(one, max_output_tokens=1100), "past its cap", Taxi(2000), None)
+    assert ended == {"holder": 100.0, "waiter": 100.0, "outside": 2.0, "past its cap": 2.0}
+
+
+@pytest.mark.parametrize("usage", [Usage(-1, 5), Usage(0, -1000), Usage(1.5, 3), Usage(None, 3)], ids=str)  # type: ignore[arg-type]
+async def test_usage_that_cannot_be_is_refused_and_nothing_stays_reserved(usage: Usage, autojump_clock: object) -> None:
+    with Budget(1) as budget, pytest.raises(WireError, match="whole numbers"):
+        await run("go", provider=scripted("x", usage=usage), max_retries=0)
+    assert budget.reserved == 0
+    assert budget.spent >= 0
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_report_of_the_prompt_alone_does_not_give_the_answer_away(
+    streaming: bool, autojump_clock: object
+) -> None:
+    provider = scripted("word" * 1000, usage=Usage(input_tokens=7))
+    result = await (streamed(provider=provider) if streaming else run("go", provider=provider))
+    assert result.usage.estimated
+    assert result.usage.output_tokens >= 1000
+    assert result.cost_cents is not None
+    assert result.cost_cents >= 10
+
+
+async def test_a_provider_that_emits_from_two_tasks_is_blocked_until_both_go_on(autojump_clock: object) -> None:
+    class Twofold(Taxi):
+        async def stream(self, request: Request, emit: Emit) -> Response:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(emit, TextDelta("a"))
+                nursery.start_soon(emit, TextDelta("b"))
+            return Response(message=Message.assistant("ab"), usage=Usage(0, 2))
+
+    with Budget("0.15"), trio.fail_after(10):
+        async with stream("go", provider=Twofold(), max_output_tokens=1024) as events:
+            inner = None
+            async for event in events:
+                if isinstance(event, TextDelta) and inner is None:  # the other one is still to be taken
+                    inner = await run("inner", provider=Taxi(1))
+        assert inner is not None
+        assert inner.status == "budget_exceeded"
+
+
+async def test_a_wait_that_was_given_up_is_no_reason_for_a_later_timeout(autojump_clock: object) -> None:
+    class Impatient(Middleware):
+        async def before_completion(self, state: RunState) -> None:
+            with trio.move_on_after(1):
+                await state.ask(Request(messages=state.messages, max_output_tokens=1400))
+
+    @tool
+    async def slow() -> None:
+        """Take long."""
+        await trio.sleep(60)
+
+    with Budget("0.20"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(run, "go", provider=Taxi(1, seconds=500), max_output_tokens=1200))
+            await trio.sleep(0.1)
+            with pytest.raises(RunTimeout):
+                await run(
+                    "go",
+                    provider=scripted(tool_call("slow")),
+                    tools=[slow],
+                    middleware=[Impatient()],
+                    max_output_tokens=100,
+                    timeout=20,
+                )
+
+
+async def test_a_provider_whose_cleanup_fails_when_it_is_cut_was_cut_all_the_same(autojump_clock: object) -> None:
+    class Clumsy(Taxi):
+        async def stream(self, request: Request, emit: Emit) -> Response:
+            try:
+                return await super().stream(request, emit)
+            finally:
+                raise ConnectionFailed("it broke while it was closed", retryable=True)
+
+    result = await streamed(provider=Clumsy(5000), max_budget_cents=20)
+    check_cut(result)
+    assert result.text == "word" * 2001
+
+
+async def test_an_error_out_of_a_nursery_of_the_provider_s_own_is_retried_too(autojump_clock: object) -> None:
+    class Grouped(Taxi):
+        async def _drive(self, request: Request, emit: Emit | None) -> Response:
+            if request.attempt < 3:
+                raise ExceptionGroup("from a nursery", [RateLimited("slow down", status=429, retryable=True)])
+            return await super()._drive(request, emit)
+
+    result = await run("go", provider=Grouped(1))
+    assert (result.text, result.usage) == ("word", Usage(0, 1))

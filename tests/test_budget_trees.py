@@ -35,7 +35,8 @@ from alloy_trio import (
     stream,
     tool,
 )
-from alloy_trio._budget import Account, Around, Ask, BudgetExhausted, _around, reserve
+from alloy_trio._budget import Account, Around, BudgetExhausted, _around
+from alloy_trio._reservation import Ask, reserve
 from alloy_trio.events import TextDelta
 from alloy_trio.providers import Request, Response, StopReason, UsageUpdate
 from alloy_trio.providers._base import Terms

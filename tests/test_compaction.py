@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import tracemalloc
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -35,10 +37,11 @@ from alloy_trio import (
 )
 from alloy_trio._estimate import Size, estimator_for, measure
 from alloy_trio._history import History, check_pairs
-from alloy_trio._shorten import PLACEHOLDER, clear_results, squeeze, truncate, where_to_cut
+from alloy_trio._shorten import PLACEHOLDER, clear_results, squeeze, truncate, where_to_cut, without_oldest
 from alloy_trio._summary import LEFT_OUT, PREFIX, clip, summary_in, summary_message, transcript
 from alloy_trio.events import Compacted, TextDelta
 from alloy_trio.providers import Anthropic, OpenAI, OpenAICompat, Request, Response, StopReason
+from alloy_trio.providers._json import encode
 from alloy_trio.testing import ScriptedProvider, delay, error, text, tool_call
 
 if TYPE_CHECKING:
@@ -324,8 +327,8 @@ FAILURES = {
 async def test_truncated_without_a_summary(
     failure: str | Exception | Response, caplog: pytest.LogCaptureFixture
 ) -> None:
-    messages = talk(20, 50, answer=100)
-    fake = FakeRun(messages, 3500, failure)
+    messages = talk(20, 50, answer=200)
+    fake = FakeRun(messages, 4000, failure)
     with caplog.at_level(logging.WARNING, "alloy_trio"):
         await Compaction().before_completion(fake.state)
     assert fake.kinds == ["truncated"]
@@ -360,9 +363,9 @@ async def test_other_errors_pass_through() -> None:
 
 
 async def test_an_earlier_summary_survives_truncation() -> None:
-    messages = talk(20, 50, answer=100)
+    messages = talk(20, 50, answer=200)
     messages.insert(1, summary_message("What was before."))
-    fake = FakeRun(messages, 3500, ProviderError("no"))
+    fake = FakeRun(messages, 4000, ProviderError("no"))
     await Compaction().before_completion(fake.state)
     assert fake.kinds == ["truncated"]
     assert summaries(fake.messages) == ["What was before."]
@@ -447,9 +450,9 @@ async def test_cmp_05_reasoning_of_before_counts_no_more() -> None:
 
 
 async def test_cmp_05_nor_in_an_answer_that_was_cut() -> None:
-    messages = talk(20, 50, answer=100)
+    messages = talk(20, 50, answer=200)
     messages[3] = attrs.evolve(messages[3], content=(Thinking("hm", "seal"), *messages[3].content))
-    fake = FakeRun(messages, 3500, ProviderError("no"))
+    fake = FakeRun(messages, 4000, ProviderError("no"))
     await Compaction().before_completion(fake.state)
     assert fake.messages[3].text.endswith("…")
     assert fake.messages[3].epoch < fake.history.epoch
@@ -507,12 +510,93 @@ async def test_a_giant_last_message_stays_whole() -> None:
     assert fake.messages[-1] == messages[-1]
 
 
+@pytest.mark.parametrize("reply", ["Well.", ProviderError("no")], ids=["summarized", "truncated"])
+async def test_the_latest_request_stays_in_its_own_words(reply: str | Exception) -> None:
+    """It is in the middle by then: behind it is a long tool loop."""
+    asked = Message.user(words(500, "LATEST"))
+    begin = [*talk(5, 50, answer=100), asked]
+    fake = FakeRun([*begin, *talk(200, 20)[1:]], 8000, reply, reply)
+    seen: list[tuple[Message, ...]] = []
+    fake.on_compaction = lambda gone, _: seen.append(gone)
+    compaction = Compaction(clear_tool_results=False)
+    await compaction.before_completion(fake.state)
+    assert fake.kinds == ["summarized" if reply == "Well." else "truncated"]
+    assert summary_in(fake.messages[1]) == ("Well." if reply == "Well." else LEFT_OUT)
+    assert fake.messages[2] is asked
+    assert fake.messages[3].role == "assistant"
+    assert fake.estimated_tokens < 0.75 * 7200
+    assert seen
+    assert reply != "Well." or asked not in seen[0]
+    for message in talk(200, 20)[1:]:
+        fake.history.append(message)
+    await compaction.before_completion(fake.state)
+    assert [message for message in fake.messages if message.text == asked.text] == [asked], "it stays, once"
+    fake.history.append(Message.assistant("Done."))
+    fake.history.append(Message.user("Something else."))
+    for message in talk(200, 20)[1:]:
+        fake.history.append(message)
+    fake._replies = [reply]
+    await compaction.before_completion(fake.state)
+    assert [message.text for message in fake.messages[2:3]] == ["Something else."], "now another one is the latest"
+    assert asked not in fake.messages
+
+
+async def test_a_latest_request_of_most_of_the_room_is_clipped() -> None:
+    begin = [Message.user("Hi."), Message.assistant("Hi."), Message.user(words(24_000, "LATEST"))]
+    fake = FakeRun([*begin, *talk(30, 200)[1:]], 32_000, "Well.")
+    await Compaction().before_completion(fake.state)
+    assert fake.estimated_tokens < 0.9 * 28_800
+    assert any(message.text.startswith("LATEST") and "left out" in message.text for message in fake.messages)
+
+
+def test_leaving_out_the_oldest_takes_no_room_of_its_own() -> None:
+    """Neither the time nor the memory for it grows with the square of the messages."""
+    messages = tuple(Message("user" if number % 2 else "assistant", f"{number}") for number in range(1, 4001))
+    asked = 0
+
+    def surplus(messages: Sequence[Message], *, comfortably: bool = False) -> int:
+        nonlocal asked
+        asked += 1
+        return len(messages) - 1000
+
+    tracemalloc.start()
+    try:
+        shorter = without_oldest(messages, surplus, keep=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(shorter), shorter[0], shorter[-1]) == (1000, messages[0], messages[-1])
+    assert asked < 20
+    assert peak < 5_000_000
+
+
 async def test_a_giant_input_is_clipped() -> None:
     messages = [Message.user("Write it."), call("c0", "write", path="a", text=[words(90_000)]), result("c0", 1)]
     fake = FakeRun(messages, 32_000)
     await Compaction().before_completion(fake.state)
     assert fake.estimated_tokens <= 28_800
     assert fake.messages[1].tool_uses[0].input["path"] == "a"
+
+
+@pytest.mark.parametrize("kept", [None, {"id": "fc_1"}])
+async def test_a_clipped_input_is_not_kept_letter_by_letter_either(kept: dict[str, Any] | None) -> None:
+    given = {"path": "a", "text": words(90_000)}
+    raw = encode(given).decode().replace(":", ": ")
+    use = ToolUse("c0", "write", given, provider_data={**(kept or {}), "arguments": raw})
+    fake = FakeRun([Message.user("Write it."), Message.assistant(use), result("c0", 1)], 32_000)
+    await Compaction().before_completion(fake.state)
+    assert fake.estimated_tokens <= 28_800
+    [clipped] = fake.messages[1].tool_uses
+    assert clipped.provider_data == kept
+    assert "bytes left out" in clipped.input["text"]
+    sent = OpenAI("m", api_key="k").encode(Request(messages=fake.messages), stream=True).body
+    assert len(sent) < 4 * 28_800
+
+
+def test_a_call_in_which_nothing_can_be_clipped_stays_as_it_is() -> None:
+    use = ToolUse("c0", "write", {str(number): number for number in range(500)}, provider_data={"arguments": "{…}"})
+    messages = (Message.user("Write it."), Message.assistant(use), result("c0", 1))
+    assert squeeze(messages, lambda _, comfortably=False: 1000, drop=False)[1] is messages[1]
 
 
 async def test_images_in_results_go_too() -> None:
@@ -545,6 +629,26 @@ async def test_a_large_system_prompt_does_not_mean_a_summary_each_turn() -> None
         await Compaction().before_completion(fake.state)
         assert fake.estimated_tokens <= 7200
     assert len(fake.asked) < 10
+
+
+@pytest.mark.parametrize("replies", [["Well."] * 100, [ProviderError("no")] * 100], ids=["summaries", "none"])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.85, 0.88, 0.95])
+async def test_a_large_first_message_does_not_mean_a_compaction_each_turn(
+    share: float, replies: list[str | Exception]
+) -> None:
+    """What takes most of the room is clipped once, to less than it may take; the next compaction is turns away."""
+    limit = int(32_000 * 0.9 / 1.1)
+    fake = FakeRun([Message.user(words(int(share * limit)))], 32_000, *replies)
+    epochs = []
+    for turn in range(60):
+        fake.history.append(call(f"d{turn}"))
+        fake.history.append(result(f"d{turn}", 375))
+        await Compaction().before_completion(fake.state)
+        assert fake.estimated_tokens <= limit
+        epochs.append(fake.history.epoch)
+    turns = [turn for turn, (before, after) in enumerate(itertools.pairwise(epochs)) if before != after]
+    assert len(turns) <= 8
+    assert all(next_ - turn >= 4 for turn, next_ in itertools.pairwise(turns))
 
 
 async def test_nothing_helps_where_the_system_prompt_fills_the_window() -> None:
@@ -714,7 +818,7 @@ def test_squeezed_it_fits_or_has_nothing_left(messages: tuple[Message, ...], lim
     shorter = squeeze(messages, surplus, drop=drop)
     check_pairs(shorter)
     assert shorter[-1] is messages[-1]
-    assert (shorter == messages) == (surplus(messages) <= 0) or surplus(shorter) > 0
+    assert (shorter == messages) == (surplus(messages, comfortably=True) <= 0) or surplus(shorter, comfortably=True) > 0
     assert surplus(shorter) <= max(0, surplus(messages))
     if drop and limit > 2000:
         assert surplus(shorter) <= 0
@@ -760,6 +864,13 @@ def test_any_conversation_stays_valid(
 async def read(size: int = 400) -> str:
     """Read something."""
     return words(size, "found")
+
+
+@attrs.define
+class Pages:
+    """What is made of it."""
+
+    pages: int
 
 
 def _is_for_a_summary(request: Request) -> bool:
@@ -1116,3 +1227,66 @@ async def test_500_runs_on_one_session() -> None:
             session = Session.from_json(session.to_json())
     assert check_requests(provider, 4.0) >= 5
     assert max(message.epoch for message in session.messages) >= 5
+
+
+@pytest.mark.parametrize("summary", ["It goes well.", ""], ids=["summaries", "no summaries"])
+@pytest.mark.parametrize("clear", [True, False])
+async def test_each_prompt_of_a_session_is_there_until_it_is_done(summary: str, *, clear: bool) -> None:
+    session = Session()
+    changes = 0
+    for number in range(3):
+        prompt = f"Request {number}: read all of it, and " + words(100, f"then{number}")
+        model = Model(60, summary=summary)
+        await run(
+            prompt,
+            provider=model.provider,
+            tools=[read],
+            session=session,
+            context_tokens=8000,
+            max_turns=100,
+            compaction=Compaction(clear_tool_results=clear),
+        )
+        changes += model.summaries
+        requests = [request for request in model.provider.requests if not _is_for_a_summary(request)]
+        assert len(requests) == 60
+        for request in requests:
+            assert [message.text for message in request.messages].count(prompt) == 1
+    assert clear or changes > 3
+
+
+@pytest.mark.parametrize("option", ["until_tool", "output_type"])
+async def test_a_reminder_of_the_loop_is_no_request(option: str) -> None:
+    """It asks for another answer to the request, which has to be there still."""
+    prompt = "Read all of it, and " + words(100, "then")
+    session = Session(messages=talk(2, 50, answer=50))
+    last = tool_call("finish", {}) if option == "until_tool" else text('{"pages": 5}')
+
+    def reply(request: Request) -> Any:
+        return "It goes well." if _is_for_a_summary(request) else tool_call("read", {"size": 300})
+
+    provider = ScriptedProvider(["I am done.", *[reply] * 90, last, "So be it."], native_output=True)
+
+    @tool
+    async def finish() -> str:
+        """Finish."""
+        return "finished"
+
+    options: dict[str, Any] = {"until_tool": "finish"} if option == "until_tool" else {"output_type": Pages}
+    outcome = await run(
+        prompt,
+        provider=provider,
+        tools=[read, finish],
+        session=session,
+        context_tokens=8000,
+        max_turns=200,
+        compaction=Compaction(clear_tool_results=False),
+        **options,
+    )
+    assert outcome.status == "completed"
+    requests = [request for request in provider.requests if not _is_for_a_summary(request)]
+    assert len(requests) < len(provider.requests), "there were summaries"
+    remark = requests[1].messages[-1].text
+    assert remark != prompt
+    assert remark not in [message.text for message in requests[-1].messages]
+    for request in requests:
+        assert [message.text for message in request.messages].count(prompt) == 1

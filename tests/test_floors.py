@@ -42,6 +42,7 @@ FLOORS = {
     "_gate": 1,
     "_history": 1,
     "_overrides": 1,
+    "_reservation": 1,
     "_session": 1,
     "_telemetry": 1,
     # 2: languages

@@ -134,7 +134,7 @@ def test_the_epoch_is_above_all_that_comes_in() -> None:
 
 def test_the_epoch_survives_json() -> None:
     history = History([Message.user("a"), thought("b"), Message.user("c")])
-    history.replace(history.messages[1:])
+    history.replace([history.messages[0], history.messages[2]])
     again = History(Session.from_json(Session(messages=history.messages).to_json()).messages)
     assert (again.epoch, again.size, again.messages) == (history.epoch, history.size, history.messages)
 
@@ -164,15 +164,38 @@ def test_a_split_history_is_refused(new: list[Message], says: str) -> None:
     "new",
     [
         pytest.param([Message.user("a"), call("1")], id="calls that are about to run"),
-        pytest.param([call("1"), answer("1"), call("1"), answer("1")], id="an id used again"),
+        pytest.param([Message.user("a"), call("1"), answer("1"), call("1"), answer("1")], id="an id used again"),
         pytest.param(
-            [Message.assistant(ToolUse("1", "x"), ToolUse("2", "x")), answer("2"), answer("1")], id="results one by one"
+            [Message.user("a"), Message.assistant(ToolUse("1", "x"), ToolUse("2", "x")), answer("2"), answer("1")],
+            id="results one by one",
         ),
     ],
 )
 def test_a_valid_history_is_taken(new: list[Message]) -> None:
     history = History([Message.user("z")])
     assert history.replace(new)
+
+
+@pytest.mark.parametrize("left", [1, 3], ids=["an answer", "a call"])
+def test_the_assistant_may_not_begin(left: int) -> None:
+    """The first messages were dropped, and no user's is left before its answer: Anthropic refuses that."""
+    before = [Message.user("a"), thought("b"), Message.user("c"), call("1"), answer("1")]
+    history = History(before)
+    with pytest.raises(InvalidOption, match=r"begin with the assistant's message.*keep a message of the user's"):
+        history.replace(before[left:])
+    assert list(history.messages) == before
+    assert history.epoch == 0
+    assert history.replace(before[2:])
+
+
+def test_the_assistant_may_begin_as_it_did_before() -> None:
+    """The conversation was given so."""
+    history = History([Message.assistant("Hello."), Message.user("a"), thought("b"), Message.user("c")])
+    assert history.replace([*history.messages, thought("d")])
+    assert history.replace([Message.assistant("Hi."), *history.messages[3:]])
+    assert history.replace(history.messages[1:])
+    with pytest.raises(InvalidOption, match="begin with the assistant"):
+        history.replace(history.messages[1:])
 
 
 _PLAIN = st.sampled_from(["a", "b", "c"]).map(Message.user)
@@ -217,6 +240,8 @@ class Histories(RuleBasedStateMachine):
         new = _valid(messages) + [
             message for message in before[-kept:] if not (message.tool_results or message.tool_uses)
         ]
+        if before[0].role == "user" and new[0].role == "assistant":
+            new.insert(0, Message.user("first"))
         grows = len(new) >= len(before) and tuple(new[: len(before)]) == before
         changed = self.history.replace(new)
         assert changed == (tuple(new) != before)

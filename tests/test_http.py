@@ -956,6 +956,36 @@ async def test_a_key_in_the_address() -> None:
     with pytest.raises(ConnectionFailed, match="//me:…@") as caught:
         await ask(by)
     assert KEY not in str(caught.value)
+    with pytest.raises(InvalidOption, match=r"//me:…@-ü.test/v1.* cannot be used") as wrong:
+        await ask(provider(f"https://me:{KEY}@-ü.test/v1"))
+    assert KEY not in str(wrong.value)
+
+
+@pytest.mark.parametrize("make", [Anthropic, OpenAI, OpenAICompat])
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"https://me:{KEY}@host.test/v1", "'https://me:…@host.test/v1'"),
+        (f"https://me:{KEY}@a@host.test/v1", "'https://me:…@host.test/v1'"),
+        (f"https://{KEY}@host.test", "'https://…@host.test'"),
+        ("https://host.test:8080/a@b", "'https://host.test:8080/a@b'"),
+    ],
+)
+def test_a_key_in_the_address_is_in_no_repr(
+    make: type[Anthropic | OpenAI | OpenAICompat], url: str, shown: str
+) -> None:
+    by = make("m", api_key="key-1", base_url=url)
+    assert f"base_url={shown}" in repr(by)
+    assert by.base_url == url
+
+
+@pytest.mark.parametrize(
+    "url", [f"me:{KEY}@host.test/v1", f"https://me:{KEY}@host.test:port", f"https://me:{KEY}@[::1"]
+)
+def test_a_key_in_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(InvalidOption, match=r"me:….* is no address") as caught:
+        provider(url)
+    assert KEY not in str(caught.value)
 
 
 async def test_a_placeholder_is_no_key() -> None:
@@ -997,3 +1027,25 @@ async def test_usage_reaches_whoever_listens() -> None:
         assert seen == [TextDelta("Hello"), BlockEnd(Text("Hello")), UsageUpdate(Usage(3, 1))]
         await provider(server.url).stream(HI, emit)
     assert seen[3:] == seen[:2]
+
+
+@pytest.mark.parametrize(
+    ("by", "is_there"),
+    [
+        (Anthropic("m", api_key="k"), True),
+        (Anthropic("m", api_key="k", base_url="https://API.anthropic.com/v1"), True),
+        (Anthropic("m", api_key="k", base_url="https://gateway.test"), False),
+        (Anthropic("m", api_key="k", base_url="https://api.anthropic.com.gateway.test"), False),
+        (OpenAI("m", api_key="k"), True),
+        (OpenAI("m", api_key="k", base_url="http://localhost:8000/v1"), False),
+        (OpenAI("m", api_key="k", base_url="https://me.openai.azure.com/openai/v1"), False),
+        (OpenAICompat.of("groq", "m", api_key="k"), True),
+        (OpenAICompat.of("groq", "m", api_key="k", base_url="https://gateway.test/v1"), False),
+        (OpenAICompat.of("moonshot", "m", api_key="k", base_url="https://api.moonshot.cn/v1"), False),
+        (OpenAICompat("m", base_url="https://api.groq.com/openai/v1"), False),
+        (OpenAICompat("m", name="groq", base_url="https://api.groq.com/openai/v1"), True),
+    ],
+)
+def test_whether_it_is_the_vendor_who_answers(by: Anthropic | OpenAI | OpenAICompat, is_there: bool) -> None:
+    """At its own address, where its own prices hold."""
+    assert by.is_at_vendor is is_there

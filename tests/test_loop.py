@@ -25,6 +25,7 @@ from alloy_trio import (
     tool,
 )
 from alloy_trio.providers import Request, Response, StopReason
+from alloy_trio.providers._base import Terms
 from alloy_trio.testing import (
     ScriptedProvider,
     delay,
@@ -449,16 +450,34 @@ async def test_provider_state_reaches_the_provider() -> None:
     assert provider.requests[0].provider_state == {"response_id": "r1"}
 
 
+class Sealing(ScriptedProvider):
+    """Seals its reasoning over instructions and tools, as Claude does."""
+
+    terms = Terms(seals_prefix=True)
+
+
 async def test_other_instructions_tools_or_model_begin_another_epoch() -> None:
-    """Reasoning is sealed over all of them: what a session holds of it is not sent behind others."""
+    """Reasoning that is sealed over them is not sent behind others."""
     session = Session()
-    await run_with_responses("one", ["1"], session=session, system_prompt="Be brief.")
-    await run_with_responses("two", ["2"], session=session, system_prompt="Be brief.")
+
+    async def say(words: str, model: str = "m", **options: Any) -> None:
+        await alloy_trio.run(words, provider=Sealing([words], model=model), session=session, **options)
+
+    await say("one", system_prompt="Be brief.")
+    await say("two", system_prompt="Be brief.")
     assert [message.epoch for message in session.messages] == [0, 0, 0, 0]
-    same = Session.from_json(session.to_json())
-    await run_with_responses("three", ["3"], session=same, system_prompt="Be brief.", tools=[add])
-    assert [message.epoch for message in same.messages] == [1, 0, 0, 0, 0, 1]
-    await run_with_responses("four", ["4"], session=same, system_prompt="Be long.", tools=[add])
-    other = ScriptedProvider(["5"], model="another")
-    await alloy_trio.run("five", provider=other, session=same, system_prompt="Be long.", tools=[add])
-    assert [message.epoch for message in same.messages if message.role == "assistant"] == [0, 0, 1, 2, 3]
+    session = Session.from_json(session.to_json())
+    await say("three", system_prompt="Be brief.", tools=[add])
+    assert [message.epoch for message in session.messages] == [1, 0, 0, 0, 0, 1]
+    await say("four", system_prompt="Be long.", tools=[add])
+    await say("five", system_prompt="Be long.", tools=[add], model="another")
+    assert [message.epoch for message in session.messages if message.role == "assistant"] == [0, 0, 1, 2, 3]
+
+
+async def test_where_reasoning_is_not_sealed_over_them_only_the_model_counts() -> None:
+    session = Session()
+    await run_with_responses("one", ["1"], session=session)
+    await run_with_responses("two", ["2"], session=session, system_prompt="Be brief.", tools=[add])
+    assert {message.epoch for message in session.messages} == {0}
+    await alloy_trio.run("three", provider=ScriptedProvider(["3"], model="another"), session=session)
+    assert session.messages[-1].epoch == 1

@@ -380,7 +380,7 @@ def test_calls_that_the_provider_ran(mode: str, item: JSON, name: str, arguments
     assert response.message.content[0] == ServerToolUse(item["id"], name, arguments, item)
     assert response.message.tool_uses == ()
     assert response.stop_reason is StopReason.END_TURN
-    assert response.usage.server_tool_calls == 1
+    assert response.usage.server_tool_calls == (0 if item["type"] in {"mcp_call", "tool_search_call"} else 1)
     assert items(HI, response.message)[1] == item
 
 
@@ -417,10 +417,23 @@ def test_custom_call(mode: str) -> None:
             Usage(3, cache_creation_input_tokens=4, cache_read_input_tokens=2),
         ),
         ({"num_server_side_tools_used": 6}, Usage(server_tool_calls=6)),
+        (
+            {"num_server_side_tools_used": 6, "server_side_tool_usage_details": {"mcp_calls": 2, "x_search_calls": 4}},
+            Usage(server_tool_calls=4),
+        ),
     ],
 )
 def test_usage(usage: JSON | None, expected: Usage) -> None:
     assert decode(reply(usage=usage)).usage == expected
+
+
+@BOTH
+def test_of_a_web_search_the_searches_have_a_fee(mode: str) -> None:
+    """To open what was found, or to find something in it, has none; a call that does not say which it was counts."""
+    actions = [{"type": kind} for kind in ("search", "open_page", "find_in_page", "search")]
+    calls = [SEARCH | {"id": f"ws_{place}", "action": action} for place, action in enumerate(actions)]
+    silent = {key: value for key, value in SEARCH.items() if key != "action"}
+    assert either(reply(*calls, silent), mode).usage.server_tool_calls == 3
 
 
 def test_a_vendors_surprises_are_no_crash() -> None:
@@ -899,6 +912,20 @@ def test_oai_09_raw_reasoning_is_not_echoed(options: JSON) -> None:
     ]
 
 
+def test_a_model_that_does_not_reason_gets_no_reasoning() -> None:
+    """A conversation that a reasoning model has begun goes on with GPT-4.1; answers without reasoning return as they came."""
+    reasoned = answer_of(thought("Hm."), said("I look.", phase="commentary"), called())
+    plain = answer_of(SEARCH, said("Found.", item_id="msg_2"))
+    sent = items(HI, reasoned, plain, model="gpt-4.1")[1:]
+    assert sent == [
+        {"type": "message", "role": "assistant", "phase": "commentary", "content": "I look."},
+        {key: value for key, value in called().items() if key != "id"},
+        SEARCH,
+        said("Found.", item_id="msg_2"),
+    ]
+    assert items(HI, reasoned)[1]["type"] == "reasoning"
+
+
 def test_oai_10_a_remembered_id_alone_does_not_chain() -> None:
     body = encode(HI, answer_of(said("Hello")), Message.user("More"))
     assert "previous_response_id" not in body
@@ -1260,6 +1287,9 @@ CLOSED = {"type": "object", "properties": {"a": {"type": "string"}}, "required":
         (CLOSED | {"properties": {"a": {"oneOf": [{"type": "string"}]}}}, False),
         (CLOSED | {"properties": {"a": {"$ref": "#/$defs/b", "title": "A"}}, "$defs": {"b": {"enum": [1]}}}, False),
         (CLOSED | {"properties": {"a": {}}}, False),
+        (CLOSED | {"properties": {"a": {"type": "string", "format": "date-time", "pattern": "^(a|b)$"}}}, True),
+        (CLOSED | {"properties": {"a": {"type": "string", "format": "uri"}}}, False),
+        (CLOSED | {"properties": {"a": {"type": "string", "pattern": "^(?!x)y"}}}, False),
         ({"anyOf": [CLOSED]}, False),
         ({}, False),
     ],
@@ -1348,3 +1378,23 @@ def test_ps_01_a_state_that_was_given_back_is_where_a_chained_conversation_goes_
     assert json.loads(chained.encode(later, stream=False).body)["previous_response_id"] == "resp_2"
     stateless = OpenAI(model="m", api_key="k")
     assert "previous_response_id" not in json.loads(stateless.encode(request, stream=False).body)
+
+
+async def test_a_question_beside_a_chained_conversation_continues_nothing() -> None:
+    """A summary is asked of what it holds, not of all that the server has kept; and it is not kept itself."""
+    asked: list[dict[str, Any]] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        output = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "ok"}]}]
+        return httpx.Response(200, json={"id": "r2", "status": "completed", "output": output, "usage": {}})
+
+    class Ask(alloy_trio.Middleware):
+        async def before_completion(self, state: alloy_trio.RunState) -> None:
+            await state.ask(Request(messages=(Message.user("What so far?"),)))
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(reply)) as client:
+        provider = OpenAI(model="m", api_key="k", previous_response_id="r1", http_client=client)
+        await alloy_trio.run("Go", provider=provider, middleware=[Ask()])
+    assert [body.get("previous_response_id") for body in asked] == [None, "r1"]
+    assert [body.get("store") for body in asked] == [False, None]

@@ -1203,6 +1203,7 @@ def test_usage_is_told_whenever_it_changes() -> None:
         (at("me.openai.azure.com"), {"enforces_cap": True}),
         (at("openrouter.ai", extra_body={"plugins": [{"id": "web"}]}), {"enforces_cap": True, "server_tools": True}),
         (attrs.evolve(at("openrouter.ai"), model="a/b:online"), {"enforces_cap": True, "server_tools": True}),
+        (attrs.evolve(provider(), model="gpt-4o-search-preview"), {"server_tools": True}),
         (provider(extra_body={"web_search_options": {}, "plugins": []}), {}),
         (provider(extra_body={"web_search_options": {"search_context_size": "low"}}), {"server_tools": True}),
         (provider(extra_body={"tools": [{"type": "browser_search"}]}), {"server_tools": True}),
@@ -1256,3 +1257,16 @@ def test_stale_answers_go_without_their_reasoning() -> None:
         first, last = [each for each in sent_messages(*history, by=by) if each["role"] == "assistant"]
         assert first == {"role": "assistant", "content": "So.", "tool_calls": [call], **placeholder}
         assert last == {"role": "assistant", "content": "3", "reasoning_content": "So 3."}
+
+
+def test_calls_without_ids_get_ids_of_their_own() -> None:
+    """Also where the server tells its answers apart by nothing: the calls of two answers have different ids."""
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    choice = {"index": 0, "finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": [call, call]}}
+    ids = [
+        made.id
+        for head in ({}, {}, {"id": "chatcmpl-1"}, {"id": "chatcmpl-2"}, {"created": 1})
+        for made in provider().decode(json.dumps({**head, "choices": [choice]}).encode()).message.tool_uses
+    ]
+    assert len(set(ids)) == len(ids) == 10
+    assert all(len(made) == 9 and made.isalnum() for made in ids)

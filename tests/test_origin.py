@@ -149,6 +149,40 @@ def test_msg_11_the_same_id_from_here_and_from_there() -> None:
     assert out[3] is result
 
 
+def test_msg_12_ids_that_come_again_become_ids_of_their_own() -> None:
+    """Some servers call the first call of every answer `call_0`; of two such calls at once, the results keep their order."""
+
+    def turn(*calls: str) -> list[Message]:
+        return [
+            foreign(*(ToolUse(call, "f", {"n": n}) for n, call in enumerate(calls))),
+            Message.user(*(ToolResult(call, str(n)) for n, call in enumerate(calls))),
+        ]
+
+    here = [Message("assistant", (ToolUse("own", "f"),), origin=HERE), Message.user(ToolResult("own", "0"))]
+    messages = [*turn("call_0", "f:0"), *turn("call_0", "call_0", "f:0"), *here, *turn("own"), *turn("call_0")]
+    out = for_origin(messages, HERE)
+    assert out[0].tool_uses == (ToolUse("call_0", "f", {"n": 0}), ToolUse(portable_id("f:0"), "f", {"n": 1}))
+    assert out[4:6] == here
+    pairs = list(zip(out[::2], out[1::2], strict=True))
+    calls = [(call.id, str(call.input.get("n", 0))) for asks, _ in pairs for call in asks.tool_uses]
+    assert calls == [(result.tool_use_id, result.text) for _, tells in pairs for result in tells.tool_results]
+    assert len({call_id for call_id, _ in calls}) == 8
+    assert all(portable_id(call_id) == call_id for call_id, _ in calls)
+
+
+def test_msg_09_a_provider_that_names_no_origin_is_another() -> None:
+    """Such is one of the user's own; only messages that say neither, made by hand, are left alone."""
+    blocks = (Thinking("because", "seal"), ToolUse("f:0", "f"))
+    theirs = Message("assistant", blocks, provider="mine", model="m")
+    answer = Message.user(ToolResult("f:0", "x"))
+    for origin in (HERE, THERE):
+        out = for_origin([theirs, answer], origin)
+        assert out[0].content == (Text("because"), ToolUse(portable_id("f:0"), "f"))
+        assert out[1].content == (ToolResult(portable_id("f:0"), "x"),)
+    byhand = attrs.evolve(theirs, provider=None, model=None)
+    assert for_origin([byhand], HERE)[0] is byhand
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -192,6 +226,7 @@ MESSAGES = st.lists(
         Message,
         st.sampled_from(["user", "assistant"]),
         st.lists(BLOCKS, max_size=3),
+        provider=st.sampled_from([None, "mine"]),
         origin=st.sampled_from([None, HERE, THERE]),
         provider_state=st.none() | st.just({"response_id": "r"}),
         epoch=st.integers(0, 2),

@@ -269,3 +269,23 @@ async def test_what_cannot_be_is_refused_before_anything_is_sent(options: Any, s
     with pytest.raises(InvalidOption, match=said):
         await alloy_trio.run("go", provider=provider, **options)
     assert not provider.requests
+
+
+async def test_a_value_that_a_hook_has_sent_back_is_no_output() -> None:
+    class Critic(Middleware):
+        async def after_completion(self, state: RunState) -> None:
+            state.messages = (*state.messages, alloy_trio.Message.user("Wrong, again."))
+
+    provider = _native(*['{"name": "Oslo"}'] * 3)
+    result = await alloy_trio.run("Where?", provider=provider, output_type=City, middleware=[Critic()], max_turns=2)
+    assert (result.status, result.output) == ("max_turns", None)
+
+
+async def test_an_answer_that_a_hook_blocks_is_no_misfit() -> None:
+    class Gate(Middleware):
+        async def before_tool_call(self, state: RunState, call: alloy_trio.ToolUse) -> alloy_trio.BlockCall | None:
+            return alloy_trio.BlockCall("not yet") if state.turns < 6 else None
+
+    provider = ScriptedProvider([_answer(name="Oslo")] * 6)
+    result = await alloy_trio.run("Where?", provider=provider, output_type=City, middleware=[Gate()])
+    assert (result.output, result.turns) == (City("Oslo"), 6)

@@ -15,8 +15,10 @@ from alloy_trio import (
     EventStream,
     InvalidOption,
     Message,
+    Middleware,
     ProviderError,
     RequestCancelled,
+    RunState,
     RunTimeout,
     Session,
     Text,
@@ -596,3 +598,52 @@ async def test_ev_07_envelopes_go_to_json_and_back() -> None:
         assert Envelope.from_dict(data) == envelope
     unknown = {**seen[0].to_dict(), "event": "hologram", "payload": {"x": 1}}
     assert Envelope.from_dict(unknown).to_dict()["payload"] == {"name": "hologram", "payload": {"x": 1}}
+
+
+async def test_a_stream_does_not_lose_what_another_run_has_just_put_into_its_session() -> None:
+    """One that begins in the moment in which the other ends is refused, as any second run is."""
+
+    async def other(session: Session) -> None:
+        await run("one", provider=ScriptedProvider(["1"]), session=session)
+
+    for _ in range(20):
+        session = Session()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other, session)
+            for _step in range(3):
+                await trio.lowlevel.checkpoint()
+            try:
+                async with stream("two", provider=ScriptedProvider(["2"]), session=session) as events:
+                    async for _event in events:
+                        pass
+            except InvalidOption:
+                pass
+        said = [message.text for message in session.messages]
+        assert said in (["one", "1"], ["one", "1", "two", "2"], ["two", "2", "one", "1"], ["two", "2"])
+        assert "1" in said or "one" not in said
+
+
+async def test_there_is_no_result_before_the_last_hooks_have_ended(autojump_clock: object) -> None:
+    class Slow(Middleware):
+        async def session_end(self, state: RunState) -> None:
+            await trio.sleep(10)
+            raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        async with stream("go", provider=ScriptedProvider(["x"]), middleware=[Slow()]) as events:
+            with trio.move_on_after(5):
+                async for _ in events:
+                    pass
+            with pytest.raises(RuntimeError, match="not over"):
+                _ = events.result
+            async for _ in events:
+                pass
+
+
+async def test_the_end_of_a_turn_has_the_message_as_it_stands_in_the_history() -> None:
+    session = Session()
+    await run("one", provider=ScriptedProvider(["1"]), session=session)
+    async with stream("two", provider=ScriptedProvider(["2"], model="another"), session=session) as events:
+        ends = [event async for event in events if isinstance(event, TurnEnd)]
+    assert ends[0].message is events.result.messages[-1]
+    assert ends[0].message.epoch == 1

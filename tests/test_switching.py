@@ -209,9 +209,10 @@ CHAT: list[JSON] = [
 ANSWERS = {Anthropic: ANTHROPIC, OpenAI: RESPONSES, OpenAICompat: CHAT}
 
 
-def answers(by: Wire) -> list[Response]:
-    """Return the provider's two answers: one with calls, one without."""
-    return [by.decode(json.dumps(body).encode()) for body in ANSWERS[type(by)]]
+def answers(by: Wire, turn: str = "") -> list[Response]:
+    """Return the provider's two answers: one with calls, one without. Anthropic never gives an id to two calls."""
+    bodies = [json.dumps(body).replace("toolu_", f"toolu_{turn}") for body in ANSWERS[type(by)]]
+    return [by.decode(body.encode()) for body in bodies]
 
 
 def results(message: Message) -> Message:
@@ -221,9 +222,9 @@ def results(message: Message) -> Message:
     return Message.user(fine, ToolResult(second.id, "The station is down.", is_error=True, outcome="error"))
 
 
-def visit(by: Wire, opening: Message = QUESTION) -> list[Message]:
+def visit(by: Wire, opening: Message = QUESTION, turn: str = "") -> list[Message]:
     """Return what is said while the conversation is with one provider: a question, calls, their results, an answer."""
-    asks, tells = (answer.message for answer in answers(by))
+    asks, tells = (answer.message for answer in answers(by, turn))
     return [opening, asks, results(asks), tells]
 
 
@@ -255,6 +256,25 @@ def check_rules(by: Wire, body: JSON) -> None:
 def seals(by: Wire) -> str:
     """Return how everything begins that only this wire's servers understand."""
     return {Anthropic: "SEAL-A", OpenAI: "SEAL-O", OpenAICompat: "SEAL-C"}[type(by)]
+
+
+RESULT = {"type": "tool_result", "tool_use_id": "c"}
+USE = {"type": "tool_use", "id": "c"}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rule"),
+    [
+        (([USE], [RESULT | {"content": [{"type": "text", "text": " "}]}]), "blank text"),
+        (([{"type": "thinking", "thinking": "Hm."}, USE], [RESULT]), "without signature"),
+        (([USE], [RESULT], [USE], [RESULT]), "two calls of one id"),
+    ],
+)
+def test_the_rules_of_the_messages_api_can_be_broken(blocks: tuple[list[JSON], ...], rule: str) -> None:
+    roles = itertools.cycle(["assistant", "user"])
+    said = [{"role": role, "content": content} for role, content in zip(roles, blocks, strict=False)]
+    with pytest.raises(AssertionError, match=rule):
+        check_anthropic([{"role": "user", "content": "Hi"}, *said])
 
 
 @pytest.mark.parametrize(("here", "there"), PAIRS)
@@ -298,6 +318,20 @@ def test_calls_that_are_open_are_answered_elsewhere(here: str, there: str) -> No
     assert "Rain, 9" in json.dumps(body)
 
 
+def test_ids_that_a_server_gives_again_and_again_are_told_apart_elsewhere() -> None:
+    """There, they go back as they were."""
+    by = ENDPOINTS["chat"]
+    call = {"id": "call_0", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Oslo"}'}}
+    choice = {"index": 0, "finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": [call]}}
+    asks = by.decode(json.dumps(COMPLETION | {"choices": [choice]}).encode()).message
+    answer = Message.user(ToolResult("call_0", "Rain"))
+    history = [QUESTION, asks, answer, asks, answer]
+    for endpoint in ENDPOINTS.values():
+        check_rules(endpoint, sent(endpoint, history))
+    assert json.dumps(sent(by, history)).count('"call_0"') == 4
+    assert json.dumps(sent(ENDPOINTS["anthropic"], history)).count('"call_0"') == 2
+
+
 # --- A conversation that grows, and one that is changed.
 
 TURNS = st.lists(
@@ -321,14 +355,14 @@ def reasons(message: Message) -> bool:
     return any(isinstance(block, Thinking) and "SEAL" in repr(block) for block in message.content)
 
 
-def turns_of(name: str, kind: str) -> list[Message]:
-    asks, tells = (answer.message for answer in answers(ENDPOINTS[name]))
+def turns_of(name: str, kind: str, turn: str) -> list[Message]:
+    asks, tells = (answer.message for answer in answers(ENDPOINTS[name], turn))
     match kind:
         case "talk":
             return [tells, GO_ON]
         case "tools":
             return [asks, results(asks)]
-    return [*visit(ENDPOINTS[name])[1:], GO_ON]
+    return [*visit(ENDPOINTS[name], turn=turn)[1:], GO_ON]
 
 
 @given(TURNS)
@@ -336,9 +370,9 @@ def test_what_was_sent_is_the_beginning_of_what_is_sent_next(turns: list[tuple[s
     """On every wire, whoever answers meanwhile; unless the conversation is changed, when all is still as the rules want it."""
     messages, epoch = [QUESTION], 0
     before: dict[str, list[str]] = {name: [] for name in ENDPOINTS}
-    for name, kind, changed in turns:
+    for turn, (name, kind, changed) in enumerate(turns):
         epoch += changed
-        messages += [attrs.evolve(message, epoch=epoch) for message in turns_of(name, kind)]
+        messages += [attrs.evolve(message, epoch=epoch) for message in turns_of(name, kind, f"{turn}_")]
         for each, by in ENDPOINTS.items():
             check_rules(by, sent(by, messages))
             now = elements(by, messages)

@@ -6,6 +6,7 @@ The API checks a history strictly, and each rule of its own is kept in one place
     results before text in a user message; no blank text; no message without blocks            `_content`, `_text`
     no assistant message that ends in reasoning; no reasoning without its signature            `_messages`, `_block`
     a provider-run call needs its result once the user has said something else                 `_broken_calls`
+    with a budget for reasoning, a turn that goes on has to begin with reasoning               `_has_lost_its_reasoning`
 
 Everything else of an answer goes back as it came, because current models seal their reasoning over what precedes it: the system
 prompt, the tools and all earlier messages. Where that has changed after all (an image behind an address, say), the newest of
@@ -14,9 +15,9 @@ them refuse the request, unless they are told to drop such reasoning instead: `_
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, ClassVar
-from urllib.parse import urlsplit
 
 import attrs
 
@@ -39,7 +40,7 @@ from .._util import JSONObject
 from . import _anthropic_reply
 from ._anthropic_media import media
 from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
-from ._checks import clean_url
+from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
 from ._json import as_dict, as_str
 from ._json import encode as encode_json
@@ -49,6 +50,7 @@ from ._request import cap_output, claude_can_express, claude_schema, has_fees, m
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from .._usage import Usage
     from ..tools._tool import Tool
     from ._decoder import Decoder
 
@@ -61,11 +63,10 @@ _CODE_EXECUTION_BETA = "code-execution-2025-08-25"
 _TOOL_USE_BETA = "advanced-tool-use-2025-11-20"  # of `input_examples` and `defer_loading`
 
 _BINDING_BETA = "thinking-binding-controls-2026-08-01"
-_BINDING_HOST = "api.anthropic.com"  # where others host the API, most refuse the field
 _DROP = {"prefix_mismatch_behavior": "drop_block"}
 
 # Tools that cost nothing but their tokens, besides those that are the client's to run.
-_NO_FEE = ("mcp_toolset", "tool_search_", "bash_", "text_editor_", "computer_", "memory_")
+_NO_FEE = ("mcp_toolset", "tool_search_", "web_fetch_", "bash_", "text_editor_", "computer_", "memory_")
 
 _MODEL = re.compile(r"claude-([a-z]+)-(\d+)(?:[-.](\d{1,2}))?(?!\d)")  # a date may follow
 
@@ -95,7 +96,8 @@ class Anthropic(HTTPProvider):
     last word.
 
     Attributes:
-        max_output_tokens: The cap on an answer where the request sets none: the API wants one.
+        max_output_tokens: The cap on an answer where the request sets none: the API wants one. A `budget_tokens` for
+            reasoning is added to it.
         cache: Whether to mark system prompt, tools and conversation for the prompt cache (three of the four marks that
             a request may have).
         code_execution: Whether Claude may run code in Anthropic's sandbox. Its container is kept for the conversation.
@@ -105,9 +107,10 @@ class Anthropic(HTTPProvider):
     """
 
     env_key: ClassVar[str | None] = "ANTHROPIC_API_KEY"
+    vendor_host: ClassVar[str | None] = "api.anthropic.com"
 
     name: str = attrs.field(default="anthropic", kw_only=True)
-    base_url: str = attrs.field(default="https://api.anthropic.com", kw_only=True, converter=clean_url)
+    base_url: str = attrs.field(default="https://api.anthropic.com", kw_only=True, converter=clean_url, repr=shown_url)
     max_output_tokens: int = attrs.field(default=16_000, kw_only=True)
     cache: bool = attrs.field(default=False, kw_only=True)
     code_execution: bool = attrs.field(default=False, kw_only=True)
@@ -128,7 +131,7 @@ class Anthropic(HTTPProvider):
         """Say what to send."""
         body: JSONObject = {
             "model": self.model,
-            "max_tokens": request.max_output_tokens or self.max_output_tokens,
+            "max_tokens": request.max_output_tokens or self.max_output_tokens + self.terms.thinking_budget,
         }
         if stream:
             body["stream"] = True
@@ -139,12 +142,14 @@ class Anthropic(HTTPProvider):
             if request.tool_choice is not None:
                 body["tool_choice"] = _tool_choice(request.tool_choice)
         origin = self.origin
-        body["messages"] = _messages(for_origin(request.messages, origin), self.name, origin)
+        body["messages"] = messages = _messages(for_origin(request.messages, origin), self.name, origin)
         if (container := _container(request, origin)) and any(_runs_code(tool) for tool in tools):
             body["container"] = container
         if self.cache:
             _mark(body)
         body |= self.extra_body
+        if as_dict(body.get("thinking")).get("type") == "enabled" and _has_lost_its_reasoning(messages):
+            body["thinking"] = {"type": "disabled"}
         cap_output(body, request.max_output_tokens, "max_tokens")
         if request.output_schema is not None:
             form = {"type": "json_schema", "schema": claude_schema(request.output_schema)}
@@ -170,8 +175,13 @@ class Anthropic(HTTPProvider):
             enforces_cap=True,
             caches=self.cache or mentions([dict(self.extra_body), *self.server_tools], "cache_control"),
             thinking_budget=budget if type(budget) is int else 0,
+            seals_prefix=True,
             server_tools=has_fees(tools, _NO_FEE) or (self.code_execution and "tools" not in self.extra_body),
         )
+
+    def billed(self, response: Response) -> Usage:
+        """Return what an answer is billed for: server-side compactions and advisors are no part of its usage."""
+        return _anthropic_reply.billed(response)
 
     @property
     def native_output(self) -> bool:
@@ -189,7 +199,7 @@ class Anthropic(HTTPProvider):
         Reasoning adaptively is what those models do by themselves if `thinking` is not sent.
         """
         thinking = body.get("thinking", {"type": "adaptive"})
-        checked = urlsplit(self.base_url).hostname == _BINDING_HOST and _checks_prefix(as_str(body.get("model")))
+        checked = self.is_at_vendor and _checks_prefix(as_str(body.get("model")))  # others refuse the field, mostly
         if not checked or as_dict(thinking).get("type") not in {"adaptive", "enabled"}:
             return False
         body["thinking"] = {"block_binding": _DROP, **thinking}
@@ -286,6 +296,24 @@ def _messages(messages: Sequence[Message], provider: str, origin: str) -> list[J
         if blocks:
             encoded.append({"role": message.role, "content": blocks})
     return encoded
+
+
+def _has_lost_its_reasoning(messages: Sequence[JSONObject]) -> bool:
+    """Whether the model is to go on with a turn that no longer begins with its reasoning, as one of another model's does."""
+    if not messages or (messages[-1]["role"] == "user" and not any(map(_is_result, messages[-1]["content"]))):
+        return False
+    *before, last = messages
+    turn = [last, *itertools.takewhile(_is_in_turn, reversed(before))]
+    answers = [message for message in turn if message["role"] == "assistant"]
+    return bool(answers) and answers[-1]["content"][0]["type"] not in _REASONING
+
+
+def _is_in_turn(message: JSONObject) -> bool:
+    return message["role"] == "assistant" or all(map(_is_result, message["content"]))
+
+
+def _is_result(block: JSONObject) -> bool:
+    return bool(block["type"] == "tool_result")
 
 
 def _broken_calls(messages: Sequence[Message]) -> set[str]:

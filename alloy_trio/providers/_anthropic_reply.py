@@ -119,6 +119,13 @@ def _provider_response(message: JSONObject, content: tuple[Block, ...]) -> JSONO
     return extra
 
 
+def billed(response: Response) -> Usage:
+    """Return an answer's usage with what is billed apart from it, as `_provider_response` has noted it."""
+    iterations = as_dicts(as_dict(response.metadata.get("provider_response")).get("iterations"))
+    apart = [_usage(iteration) for iteration in iterations if iteration.get("type") != "message"]
+    return sum(apart, response.usage)
+
+
 def _usage(usage: JSONObject) -> Usage:
     return Usage(
         input_tokens=as_int(usage.get("input_tokens")),
@@ -127,7 +134,7 @@ def _usage(usage: JSONObject) -> Usage:
         cache_creation_1h_input_tokens=as_int(as_dict(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")),
         cache_read_input_tokens=as_int(usage.get("cache_read_input_tokens")),
         reasoning_tokens=as_int(as_dict(usage.get("output_tokens_details")).get("thinking_tokens")),
-        server_tool_calls=sum(as_int(count) for count in as_dict(usage.get("server_tool_use")).values()),
+        server_tool_calls=as_int(as_dict(usage.get("server_tool_use")).get("web_search_requests")),  # others are free
     )
 
 

@@ -68,6 +68,7 @@ class Request:
     provider_state: Mapping[str, Any] | None = None
     attempt: int = 1
     extra: Mapping[str, Any] = attrs.field(factory=dict)
+    _alone: bool = attrs.field(default=False, repr=False, eq=False)  # beside a conversation: it continues none
     _size: Size | None = attrs.field(
         default=None, repr=False, eq=False
     )  # of all of it, where it is known without a look
@@ -152,13 +153,14 @@ def _any(_: JSONObject) -> bool:
 @attrs.frozen(kw_only=True)
 class Terms:
     """
-    What bounds the cost of a request to a provider, besides the price. The defaults are those of one that says nothing.
+    What holds between us and a provider, besides the price. The defaults are those of one that says nothing.
 
     Attributes:
         enforces_cap: Whether it stops generating at `max_output_tokens` by itself.
         runs_on: Whether it goes on generating, and billing, when we have hung up.
         caches: Whether a prompt may be billed as written into a cache.
         thinking_budget: Tokens that it was told to think with, which an answer needs besides the useful ones.
+        seals_prefix: Whether it refuses, or drops, reasoning behind other instructions or tools than those it was sealed with.
         server_tools: Whether it may run tools of its own, for a fee each.
     """
 
@@ -166,6 +168,7 @@ class Terms:
     runs_on: bool = False
     caches: bool = False
     thinking_budget: int = 0
+    seals_prefix: bool = False
     server_tools: bool = False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from .._errors import InvalidOption
 from .._price import Price
@@ -14,14 +15,24 @@ if TYPE_CHECKING:
     import attrs
 
 _FRAMING = {"content-length", "transfer-encoding"}
+_SECRET_IN_URL = re.compile(r"^(\w+://)?([^/?#:@]*:)?[^/?#]*@")  # a password; or a key, where there is nothing else
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
 
 
 def clean_url(url: str) -> str:
     """Return a base URL without its last slash. Raises `InvalidOption`."""
     if not url.startswith(("http://", "https://")):
-        raise InvalidOption(f"base_url={url!r} is no address: it has to begin with http:// or https://")
+        raise InvalidOption(f"base_url={shown_url(url)} is no address: it has to begin with http:// or https://")
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise InvalidOption(f"base_url={shown_url(url)} is no address: look at its host and port") from None
     return url.rstrip("/")
+
+
+def shown_url(url: str) -> str:
+    """Return the repr of a base URL, without the password that it may have."""
+    return repr(_SECRET_IN_URL.sub(r"\1\2…@", url))
 
 
 def clean_key(key: str | None) -> str | None:

@@ -32,7 +32,7 @@ from .._errors import ConnectionFailed, InvalidOption, ProviderError, ProviderTi
 from .._messages import Block, Message
 from .._price import Price
 from ._base import Call, Emit, Request, Response, Terms, as_events
-from ._checks import check_headers, check_price, clean_key, clean_url
+from ._checks import check_headers, check_price, clean_key, clean_url, shown_url
 from ._classify import from_status
 from ._origin import fingerprint
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import httpx  # noqa: TC004 - the hint of `http_client` is never resolved: providers are no JSON
 
     from .._events import ProviderEvent
+    from .._usage import Usage
     from .._util import JSONObject
     from ._decoder import Decoder
 
@@ -86,11 +87,12 @@ class HTTPProvider(abc.ABC):
     """
 
     env_key: ClassVar[str | None] = None  # the environment variable with the key; None: works without a key
+    vendor_host: ClassVar[str | None] = None  # where the vendor itself serves the API; None: there is no one vendor
 
     model: str
     name: str = attrs.field(default="http", kw_only=True)
     api_key: str | None = attrs.field(default=None, kw_only=True, converter=clean_key, repr=False)
-    base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=clean_url)
+    base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=clean_url, repr=shown_url)
     extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)  # JSON, of any shape
     extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False, validator=check_headers)
     http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
@@ -121,6 +123,15 @@ class HTTPProvider(abc.ABC):
     def terms(self) -> Terms:
         """What bounds the cost of a request, besides the price."""
         return Terms()
+
+    @property
+    def is_at_vendor(self) -> bool:
+        """Whether the API is the vendor's own, at its own prices: not a gateway, nor a server that speaks the same wire."""
+        return self.vendor_host is not None and urlsplit(self.base_url).hostname == self.vendor_host
+
+    def billed(self, response: Response) -> Usage:
+        """Return what an answer from here is billed for: its usage, and what the vendor reports outside of that."""
+        return response.usage
 
     @property
     def native_output(self) -> bool:
@@ -184,7 +195,8 @@ class HTTPProvider(abc.ABC):
         given = [
             value.split()[-1] for name, value in self.extra_headers.items() if _SECRET_HEADER.search(name) and value
         ]
-        for secret in (self.api_key, urlsplit(self.base_url).password, *given):
+        address = urlsplit(self.base_url)
+        for secret in (self.api_key, address.password or address.username, *given):
             if secret and len(secret) >= _SECRET:
                 message = message.replace(secret, "…")
             if secret and len(secret) >= _TELLING:
@@ -273,7 +285,8 @@ class HTTPProvider(abc.ABC):
         except httpx.DecodingError as error:
             raise WireError(f"{self.base_url} sent a body that does not decompress: {error}") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise InvalidOption(f"base_url={self.base_url!r} cannot be used: {error}") from error
+            shown = shown_url(self.base_url)
+            raise InvalidOption(self._redacted(f"base_url={shown} cannot be used: {error}")) from error
         except httpx.LocalProtocolError as error:
             advice = "the request cannot be sent: look at the headers of http_client"
             raise InvalidOption(self._redacted(f"{advice}: {error}")) from error

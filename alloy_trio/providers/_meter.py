@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .._budget import Ask, Reservation
 from .._errors import (
     AuthenticationError,
     BadRequest,
@@ -31,6 +30,7 @@ from .._estimate import Estimator, Size, measure_block, text_bytes
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta, UsageUpdate
 from .._messages import Text, Thinking, ToolUse
 from .._price import Price, per_token, prompt_tokens
+from .._reservation import Ask, Reservation
 from .._usage import Usage
 from ._base import Terms
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ._base import Response
 
 _SLACK = 1.25  # how far a count by bytes may be off
+_BYTES_PER_TOKEN = 4  # of an answer, at most: what prompts have taught says little of it, where nothing else bounds it
 _REFUSED = 300  # a status from here on is no answer
 
 
@@ -84,7 +85,10 @@ class Meter:
     def usage(self, response: Response | None, error: Exception | None) -> Usage:
         """Return what the attempt has used: as reported, else as far as one can tell."""
         if response is not None and response.usage != Usage():
-            return response.usage
+            if response.usage.output_tokens or not (self._bytes or response.message.content):
+                return response.usage
+            said = self._settled_tokens(response, goes_on=False)  # it has told of the prompt alone
+            return attrs.evolve(response.usage, output_tokens=said, estimated=True)
         begun = bool(response or self._bytes or self._reported != Usage())
         if not begun and _refused(error):
             return Usage()
@@ -120,7 +124,9 @@ class Meter:
 
     def _output_tokens(self) -> int:
         received = self.estimator.tokens(Size(self._bytes))
-        return self._reported.output_tokens + (received if self.terms.enforces_cap else max(received, self._deltas))
+        if not self.terms.enforces_cap:
+            received = max(received, self._deltas, self._bytes // _BYTES_PER_TOKEN)
+        return self._reported.output_tokens + received
 
     def _settled_tokens(self, response: Response | None, *, goes_on: bool) -> int:
         """Return what an answer without a report is settled at: up to the reservation, a quarter more than what came."""

@@ -19,21 +19,23 @@ that does not, too. How far an answer had come that was to arrive in one piece, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 import attrs
 import trio
 
-from .._budget import Account, Ask, BudgetExhausted, Reservation, around, reserve
+from .._budget import Account, BudgetExhausted, around
 from .._errors import UnknownPrice, WireError
 from .._estimate import Size, estimator_for, measure
 from .._events import ProviderEvent, UsageUpdate
 from .._messages import Message
 from .._price import Price, per_token, prompt_tokens
+from .._reservation import Ask, Reservation, reserve
 from .._telemetry import RequestStarted, RequestStopped, is_on, tell
 from .._usage import Usage
+from .._util import single
 from ._base import Emit, Provider, Request, Response, StopReason, Terms, provider_model, provider_name, terms_of
 from ._json import encode
 from ._meter import Meter
@@ -56,8 +58,7 @@ class Metered:
         name: Its name.
         model: Its model, if it says.
         limit: How long an answer the model can give, in tokens, if that is known.
-        price: What the model costs: the provider's own price, else the catalog's, at the vendor's own address only, since
-            others may sell it for any price; None where it is not known.
+        price: What the model costs: the provider's own price, else the catalog's; None where it is not known.
     """
 
     def __init__(self, provider: Provider, info: ModelInfo | None, *, streaming: bool) -> None:
@@ -65,9 +66,9 @@ class Metered:
         self.name = provider_name(provider)
         self.model = provider_model(provider)
         own = getattr(provider, "price", None)
-        known = None if info is None or not getattr(provider, "is_at_vendor", True) else info.price
-        self.price = own if isinstance(own, Price) else known
+        self.price = own if isinstance(own, Price) else None if info is None else info.price
         self.limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
+        self._billed: Callable[[Response], Usage] = getattr(provider, "billed", _reported)
         self._streaming = streaming
 
     def check(self) -> None:
@@ -111,9 +112,10 @@ class Metered:
         try:
             with attempt.scope:
                 response = self._check(await self._perform(attempt, request, emit))
-        except Exception as caught:
-            error = caught
-            raise
+        except Exception as caught:  # noqa: BLE001 - raised again, unless it was cut
+            error = single(caught)
+            if not attempt.scope.cancel_called:  # else it was cut, and only its cleaning up has failed
+                raise error from error.__cause__
         finally:
             usage = attempt.settle(response, error)
             if told is not None:
@@ -123,7 +125,7 @@ class Metered:
         if usage.estimated:
             response = attrs.evolve(response, usage=usage)
         elif self._is_measure(request, usage):
-            attempt.meter.estimator.learn(size, prompt_tokens(usage))
+            attempt.meter.estimator.learn(size, prompt_tokens(response.usage))
         if attempt.stopped_at_lowered_cap(response):
             raise BudgetExhausted(response=response)
         return response
@@ -155,14 +157,16 @@ class Metered:
         else:
             reservation = Reservation(0, Decimal(0), surroundings.account, ())
         meter = Meter(estimator, self.price, terms, prompt, reservation, limited)
-        return _Attempt(meter, surroundings.account or Account(), asked, reservation.tokens, streams), request
+        return _Attempt(
+            meter, surroundings.account or Account(), asked, reservation.tokens, streams, self._billed
+        ), request
 
     def _streams(self, *, limited: bool) -> tuple[bool, Terms]:
         """Return whether the provider is asked to stream, and the terms on which it answers then."""
         terms = terms_of(self.provider)
         wanted = self._streaming or (limited and not terms.enforces_cap)
         streams = wanted and hasattr(self.provider, "stream")
-        return streams, terms if streams else attrs.evolve(terms, runs_on=True)
+        return streams, terms if streams or not limited else attrs.evolve(terms, runs_on=True)
 
     async def _perform(self, attempt: _Attempt, request: Request, emit: Emit) -> Response:
         if attempt.streams:
@@ -190,9 +194,11 @@ class Metered:
         """Trust no provider of the user's own: what it returns is looked at before anybody uses it."""
         match response:
             case Response(
-                message=Message(role="assistant"), stop_reason=StopReason(), usage=Usage(), metadata=Mapping()
-            ):
+                message=Message(role="assistant"), stop_reason=StopReason(), usage=Usage() as usage, metadata=Mapping()
+            ) if usage.is_possible:
                 return response
+            case Response(usage=Usage() as usage) if not usage.is_possible:
+                problem = f"reported {usage}, and tokens are whole numbers from 0"
             case Response(stop_reason=reason) if reason not in set(StopReason):
                 problem = f"stopped for {reason!r}, which is none of {', '.join(StopReason)}"
             case _:
@@ -211,6 +217,7 @@ class _Attempt:
     asked: int | None  # the cap that was wanted
     granted: int  # the one that could be had
     streams: bool
+    billed: Callable[[Response], Usage]  # what an answer costs may be more than its own tokens
     heard: list[ProviderEvent] = attrs.field(factory=list)  # of an answer that streams, and nobody listens
     started: float = attrs.field(factory=trio.current_time)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -244,9 +251,14 @@ class _Attempt:
 
     def settle(self, response: Response | None, error: Exception | None) -> Usage:
         """Book what the attempt has used, and return it."""
-        usage = self.meter.usage(response, error)
-        cost, known = self.meter.cost(usage)
-        self.meter.reservation.settle(cost)
+        cost = self.meter.reservation.amount  # if what it was cannot be told
+        try:
+            usage = self.meter.usage(response, error)
+            if response is not None and usage == response.usage:
+                usage = self.billed(response)
+            cost, known = self.meter.cost(usage)
+        finally:
+            self.meter.reservation.settle(cost)
         self.account.book(usage, cost, known=known)
         return usage
 
@@ -294,6 +306,10 @@ def fixed_part(system_prompt: str | None, tools: tuple[Tool, ...]) -> bytes:
     """Return the part of a request that stands before the messages, about as long as any API has it."""
     definitions = encode([[tool.name, tool.description, tool.input_schema] for tool in tools])
     return (system_prompt or "").encode("utf-8", "surrogatepass") + definitions
+
+
+def _reported(response: Response) -> Usage:
+    return response.usage
 
 
 async def _ignore(*_: ProviderEvent) -> None:

@@ -41,7 +41,7 @@ from .._messages import (
 from .._util import JSONObject
 from . import _openai_reply
 from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
-from ._checks import clean_url
+from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
 from ._json import as_dict, as_list, as_str, parse_arguments
 from ._json import encode as encode_json
@@ -102,9 +102,10 @@ class OpenAI(HTTPProvider):
     """
 
     env_key: ClassVar[str | None] = "OPENAI_API_KEY"
+    vendor_host: ClassVar[str | None] = "api.openai.com"
 
     name: str = attrs.field(default="openai", kw_only=True)
-    base_url: str = attrs.field(default="https://api.openai.com/v1", kw_only=True, converter=clean_url)
+    base_url: str = attrs.field(default="https://api.openai.com/v1", kw_only=True, converter=clean_url, repr=shown_url)
     web_search: bool | Mapping[str, Any] = attrs.field(default=False, kw_only=True)  # JSON, of any shape
     server_tools: tuple[JSONObject, ...] = attrs.field(default=(), kw_only=True, converter=tuple, repr=False)
     include: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=tuple)
@@ -114,10 +115,13 @@ class OpenAI(HTTPProvider):
 
     def encode(self, request: Request, *, stream: bool) -> Call:
         """Say what to send."""
+        if request._alone and (self.store or self.previous_response_id):  # noqa: SLF001 - a question beside the conversation
+            stateless = attrs.evolve(self, store=False, previous_response_id=None)
+            return stateless.encode(attrs.evolve(request, alone=False), stream=stream)
         messages = for_origin(request.messages, self.origin)
         previous, known = self._continued(messages, request.provider_state)
         epoch = None if self._chained else current_epoch(request.messages)
-        items = _items(messages, known, self.name, verbatim=epoch)
+        items = _items(messages, known, self.name, verbatim=epoch, reasons=self._reasons)
         tools = self._tools(request.tools)
         prompt = None if _is_blank(request.system_prompt) else request.system_prompt
         if prompt and not self._chained:
@@ -165,6 +169,10 @@ class OpenAI(HTTPProvider):
         return not _NO_SCHEMA.match(self.model.removeprefix("ft:"))
 
     @property
+    def _reasons(self) -> bool:
+        return not self.model.removeprefix("ft:").startswith(_NOT_REASONING)
+
+    @property
     def _chained(self) -> bool:
         return bool(self.store) or (self.previous_response_id is not None and self.store is None)
 
@@ -187,8 +195,7 @@ class OpenAI(HTTPProvider):
         return response_id if root in (None, state.get("root"), response_id) else None
 
     def _include(self) -> list[str]:
-        reasons = not self.model.removeprefix("ft:").startswith(_NOT_REASONING)
-        sealed = [_SEALED_REASONING] if reasons and not self._chained else []
+        sealed = [_SEALED_REASONING] if self._reasons and not self._chained else []
         return list(dict.fromkeys([*self.include, *sealed]))
 
     def _tools(self, tools: Sequence[Tool]) -> list[JSONObject]:
@@ -245,11 +252,13 @@ def _tool_choice(choice: str | None, tools: Sequence[Tool], encoded: Sequence[JS
     return {"type": "function", "name": choice}
 
 
-def _items(messages: Sequence[Message], known: int, provider: str, *, verbatim: int | None) -> list[JSONObject]:
+def _items(
+    messages: Sequence[Message], known: int, provider: str, *, verbatim: int | None, reasons: bool
+) -> list[JSONObject]:
     """
     Return the items of the messages behind the first `known` ones, which the server has.
 
-    `verbatim`: the epoch whose answers go back as they came.
+    `verbatim`: the epoch whose answers go back as they came. `reasons`: whether the model does; else it refuses reasoning.
     """
     calls: dict[str, ToolUse] = {}
     items: list[JSONObject] = []
@@ -260,7 +269,8 @@ def _items(messages: Sequence[Message], known: int, provider: str, *, verbatim: 
         if message.role == "user":
             items += _user_items(message, provider, calls)
         else:
-            items += _assistant_items(message, provider, verbatim=message.epoch == verbatim)
+            takes = reasons or not any(isinstance(block, Thinking) for block in message.content)
+            items += _assistant_items(message, provider, verbatim=takes and message.epoch == verbatim)
     return items
 
 

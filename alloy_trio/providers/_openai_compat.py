@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -29,7 +30,7 @@ from .._messages import (
 )
 from . import _openai_compat_reply, _vendors
 from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
-from ._checks import clean_url
+from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
 from ._json import as_dict, as_list, as_str
 from ._json import encode as encode_json
@@ -77,7 +78,7 @@ class OpenAICompat(HTTPProvider):
     """
 
     name: str = attrs.field(default="openai_compat", kw_only=True)
-    base_url: str = attrs.field(default="http://localhost:11434/v1", kw_only=True, converter=clean_url)
+    base_url: str = attrs.field(default="http://localhost:11434/v1", kw_only=True, converter=clean_url, repr=shown_url)
     chat_path: str = attrs.field(default="/chat/completions", kw_only=True)
     include_usage: bool = attrs.field(default=True, kw_only=True)
     parallel_tool_calls: bool | None = attrs.field(default=None, kw_only=True)
@@ -141,11 +142,18 @@ class OpenAICompat(HTTPProvider):
     def terms(self) -> Terms:
         """What bounds the cost of a request, besides the price."""
         vendor = _vendors.vendor_at(self.base_url)
-        searches = self.model.endswith(":online") or any(self.extra_body.get(field) for field in _vendors.FEE_FIELDS)
+        searches = any(self.extra_body.get(field) for field in _vendors.FEE_FIELDS)
+        searches = searches or self.model.endswith(":online") or "-search-" in self.model  # OpenRouter's, OpenAI's
         return Terms(
             enforces_cap=vendor is not None and vendor.env_key is not None,
             server_tools=searches or has_fees(self.extra_body.get("tools"), ()),
         )
+
+    @property
+    def is_at_vendor(self) -> bool:
+        """Whether this is the vendor of that name, at the address that is known of it."""
+        vendor = VENDORS.get(self.name)
+        return vendor is not None and urlsplit(self.base_url).hostname == urlsplit(vendor.base_url).hostname
 
     @property
     def native_output(self) -> bool:

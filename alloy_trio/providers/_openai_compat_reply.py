@@ -15,6 +15,7 @@ Which call a delta belongs to is what servers agree on least: see `_Reply._call_
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -273,7 +274,7 @@ class _Reply:
         if call is None:
             if not (call_id or name or piece):
                 return []
-            call = _Call(_vendors.made_up_id(self._id, len(self._calls)))
+            call = _Call(_vendors.made_up_id(self._id or os.urandom(8), len(self._calls)))
             self._calls.append(call)
             events = self._open(call)
         self._by_index[index] = call

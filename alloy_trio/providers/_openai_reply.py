@@ -69,6 +69,9 @@ _SERVER_CALLS = {
 # xAI reports the steps of its X search as calls of custom tools, which it has run itself.
 _XAI_STEPS = {"x_keyword_search", "x_semantic_search", "x_thread_fetch", "x_user_search", "view_x_video"}
 
+# Those that cost nothing but their tokens.
+_FREE_CALLS = {"mcp_call", "tool_search_call", "view_image_call", "view_x_video_call"}
+
 # What grows by a delta, and the field that numbers its parts.
 _DELTAS = {
     "response.output_text.delta": ("text", "content_index"),
@@ -164,15 +167,26 @@ def _usage(usage: JSONObject, content: tuple[Block, ...]) -> Usage:
     """Count the tokens. Those read from the cache, and those written to it, are part of the input as it is reported."""
     details = as_dict(usage.get("input_tokens_details"))
     read, written = as_int(details.get("cached_tokens")), as_int(details.get("cache_write_tokens"))
-    calls = sum(isinstance(block, ServerToolUse) for block in content)
+    ran = as_int(usage.get("num_server_side_tools_used"))  # xAI
+    free = as_int(as_dict(usage.get("server_side_tool_usage_details")).get("mcp_calls"))
     return Usage(
         input_tokens=max(0, as_int(usage.get("input_tokens")) - read - written),
         output_tokens=as_int(usage.get("output_tokens")),
         cache_creation_input_tokens=written,
         cache_read_input_tokens=read,
         reasoning_tokens=as_int(as_dict(usage.get("output_tokens_details")).get("reasoning_tokens")),
-        server_tool_calls=as_int(usage.get("num_server_side_tools_used")) or calls,
+        server_tool_calls=max(0, ran - free) if ran else sum(map(_costs_a_fee, content)),
     )
+
+
+def _costs_a_fee(block: Block) -> bool:
+    """Whether a call that the provider ran is billed as such: of a web search's actions, only the search is."""
+    match isinstance(block, ServerToolUse) and block.provider_data:
+        case {"type": "web_search_call", "action": {"type": str(action)}}:
+            return action == "search"
+        case {"type": kind}:
+            return kind not in _FREE_CALLS
+    return False
 
 
 def _blocks(item: JSONObject, provider: str) -> list[Block]:

@@ -15,6 +15,7 @@ rely on.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import operator
 import re
@@ -25,7 +26,7 @@ import attrs
 from .._messages import Message, Opaque, ServerToolResult, ServerToolUse, Text, Thinking, ToolResult, ToolUse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .._messages import Block
 
@@ -46,27 +47,32 @@ def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
     """
     Return the conversation as `origin` may read it.
 
-    Messages that need no change are the same objects: all of that origin or of none, and the user's, unless they answer
-    a call whose id was rewritten. Of foreign messages, reasoning becomes text; what is sealed, opaque, or about tools
-    that the provider ran is left out. Stale ones go without reasoning. Both go without `provider_state`, since no response
-    can continue from them, and not at all if nothing remains.
+    Messages that need no change are the same objects: all of that origin, those made by hand, with neither origin nor
+    provider, and the user's, unless they answer a call whose id was rewritten. Foreign are those of another origin, and of
+    a provider that names none, which is the user's own. Of these, reasoning becomes text; what is sealed, opaque, or about
+    tools that the provider ran is left out; and no call has the id of one before it, as those of some servers have. Stale
+    ones go without reasoning. Both go without `provider_state`, since no response can continue from them, and not at all if
+    nothing remains.
     """
     epoch = current_epoch(messages)
-    ids: dict[str, str] = {}  # the calls so far whose ids were rewritten; a later call may have the same id and keep it
+    taken = collections.Counter[str]()
+    ids: dict[str, list[str]] = {}  # what the calls of an id are called now, of the last message that has such
     out: list[Message] = []
     for message in messages:
         if message.role == "user":
             out.append(_with_content(message, [_answer(block, ids) for block in message.content]))
             continue
-        foreign = message.origin not in {None, origin}
-        for call in message.tool_uses:
-            ids[call.id] = portable_id(call.id) if foreign else call.id
+        foreign = message.origin != origin and (message.origin or message.provider) is not None
+        calls = [call.id for call in message.tool_uses]
+        renamed = [_unique_id(call, taken) for call in calls] if foreign else calls
+        taken.update(() if foreign else calls)
+        ids |= {call: [new for old, new in zip(calls, renamed, strict=True) if old == call] for call in calls}
         stale = message.epoch < epoch
         if not foreign and not stale:
             out.append(message)
             continue
         blocks = [block for block in message.content if not (stale and isinstance(block, Thinking))]
-        if content := list(_portable(blocks)) if foreign else blocks:
+        if content := list(_portable(blocks, iter(renamed))) if foreign else blocks:
             own = message if message.provider_state is None else attrs.evolve(message, provider_state=None)
             out.append(_with_content(own, content))
     return out
@@ -83,7 +89,18 @@ def portable_id(call_id: str) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', call_id)[:40]}_{_digest(call_id)}"
 
 
-def _portable(blocks: Iterable[Block]) -> Iterable[Block]:
+def _unique_id(call_id: str, taken: collections.Counter[str]) -> str:
+    """Return a portable id that no call so far has: a function of this one and of the calls before it."""
+    new = portable_id(call_id)
+    while new in taken:
+        taken[call_id] += 1
+        new = portable_id(f"{call_id} {taken[call_id]}")  # with a blank, it is hashed
+    taken[new] += 1
+    return new
+
+
+def _portable(blocks: Iterable[Block], ids: Iterator[str]) -> Iterable[Block]:
+    """Yield what of a foreign message can be read here. `ids`: what its calls are called."""
     for block in blocks:
         match block:
             case Thinking(text=text):
@@ -91,18 +108,20 @@ def _portable(blocks: Iterable[Block]) -> Iterable[Block]:
                     yield Text(text)
             case ServerToolUse() | ServerToolResult() | Opaque():
                 pass
-            case ToolUse() if block.provider_data is not None or portable_id(block.id) != block.id:
-                yield attrs.evolve(block, id=portable_id(block.id), provider_data=None)
+            case ToolUse():
+                same = (new := next(ids)) == block.id and block.provider_data is None
+                yield block if same else attrs.evolve(block, id=new, provider_data=None)
             case Text() if block.provider_data is not None:
                 yield attrs.evolve(block, provider_data=None)
             case _:
                 yield block
 
 
-def _answer(block: Block, ids: Mapping[str, str]) -> Block:
-    if isinstance(block, ToolResult) and (new := ids.get(block.tool_use_id, block.tool_use_id)) != block.tool_use_id:
-        return attrs.evolve(block, tool_use_id=new)
-    return block
+def _answer(block: Block, ids: Mapping[str, list[str]]) -> Block:
+    if not isinstance(block, ToolResult) or not (called := ids.get(block.tool_use_id)):
+        return block
+    new = called.pop(0) if len(called) > 1 else called[0]  # of calls with one id, the results come in their order
+    return block if new == block.tool_use_id else attrs.evolve(block, tool_use_id=new)
 
 
 def _with_content(message: Message, content: Sequence[Block]) -> Message:

@@ -32,12 +32,15 @@ _STRICT = {
     *("multipleOf", "minItems", "maxItems", "definitions"),
 }
 
+_STRICT_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
+
 # What Claude's takes: docs "Structured outputs", JSON Schema limitations.
 _CLAUDE = {
     *("type", "properties", "required", "items", "anyOf", "allOf", "enum", "const", "$ref", "$defs", "definitions"),
     *("title", "description", "default"),
 }
-_CLAUDE_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+_CLAUDE_FORMATS = {*_STRICT_FORMATS, "uri"}
+_CLAUDE_OPTIONAL, _CLAUDE_UNIONS = 24, 16  # the most of them in a request: the same docs, schema complexity limits
 
 
 def cap_output(body: JSONObject, cap: int | None, *fields: str) -> None:
@@ -100,13 +103,19 @@ def claude_schema(schema: JSONObject) -> JSONObject:
 
 
 def claude_can_express(schema: JSONObject) -> bool:
-    """Whether Claude's API takes the schema at all: without objects of any keys, values of any type, and recursion."""
+    """Whether Claude's API takes the schema at all: no objects of any keys, values of any type, tuples, recursion; not too much."""
     parts = list(_walk(schema))
-    closed = all(
-        part.get("additionalProperties", False) is False and ("properties" in part or part.get("type") != "object")
+    optional = sum(len(as_dict(part.get("properties")).keys() - _required(part)) for part in parts)
+    unions = sum("anyOf" in part or "oneOf" in part or isinstance(part.get("type"), list) for part in parts)
+    if optional > _CLAUDE_OPTIONAL or unions > _CLAUDE_UNIONS or _is_recursive(schema):
+        return False
+    return all(
+        part.get("additionalProperties", False) is False
+        and ("properties" in part or part.get("type") != "object")
+        and ("prefixItems" not in part and isinstance(part.get("items", {}), dict))
+        and part.keys() & _SAYS_WHAT
         for part in parts
     )
-    return closed and all(part.keys() & _SAYS_WHAT for part in parts) and not _is_recursive(schema)
 
 
 def _claude_takes(keyword: str, value: Any) -> bool:
@@ -130,14 +139,19 @@ def _is_strict(part: JSONObject) -> bool:
     """Whether a schema, without looking at those in it, is one for OpenAI's strict mode."""
     if "$ref" in part:
         return len(part) == 1
-    required = {as_str(name) for name in as_list(part.get("required"))}
     is_object = "properties" in part or "object" in (part.get("type"), *as_list(part.get("type")))
     return (
         part.keys() <= _STRICT
         and bool(part.keys() & _SAYS_WHAT)
-        and as_dict(part.get("properties")).keys() <= required
+        and as_dict(part.get("properties")).keys() <= _required(part)
+        and as_str(part.get("format", "date")) in _STRICT_FORMATS
+        and "(?" not in as_str(part.get("pattern"))  # lookarounds are refused
         and (part.get("additionalProperties") is False or not is_object)
     )
+
+
+def _required(part: JSONObject) -> set[str]:
+    return {as_str(name) for name in as_list(part.get("required"))}
 
 
 def _is_recursive(schema: JSONObject) -> bool:

@@ -122,8 +122,8 @@ class Retrying:
 
 def _say_why(error: ProviderError, attempts: int, delay: float | None) -> None:
     """Note on an error that might have passed why it was not waited for."""
-    if error.retryable and delay is not None and (error.retry_after or 0.0) >= delay:
-        error.add_note(f"not tried again: it asks to wait {delay:g} seconds, and there are fewer to be waited")
+    if error.retryable and delay is not None:
+        error.add_note(f"not tried again: the next wait of {delay:.3g} seconds is longer than there is time for")
     if attempts > 1:
         error.add_note(f"it was tried {attempts} times")
 

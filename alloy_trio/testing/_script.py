@@ -38,7 +38,7 @@ class Step:
 
 
 Piece: TypeAlias = Step | Block
-Reply: TypeAlias = str | Piece | Response | Sequence[Piece]
+Reply: TypeAlias = str | Piece | Response | Sequence[Piece | str]
 Script: TypeAlias = Reply | Callable[[Request], Reply]
 
 
@@ -153,12 +153,9 @@ class ScriptedProvider:
         return script(request) if callable(script) else script
 
     @staticmethod
-    def _pieces(reply: str | Piece | Sequence[Piece]) -> Sequence[Piece]:
-        if isinstance(reply, str):
-            return (text(reply),)
-        pieces = (reply,) if isinstance(reply, Step | Block) else reply
-        given: Sequence[object] = pieces  # strings too, as in a message
-        return [text(piece) if isinstance(piece, str) else piece for piece in given]  # type: ignore[misc] # Piece
+    def _pieces(reply: str | Piece | Sequence[Piece | str]) -> Sequence[Piece]:
+        pieces = (reply,) if isinstance(reply, str | Step | Block) else reply
+        return [text(piece) if isinstance(piece, str) else piece for piece in pieces]
 
     def _identified(self, block: Block, index: int) -> Block:
         if isinstance(block, ToolUse) and not block.id:
