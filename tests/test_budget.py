@@ -407,9 +407,9 @@ async def test_a_holder_can_get_more_unless_others_wait_for_it(autojump_clock: o
 async def test_who_has_had_their_turn_waits_no_more(autojump_clock: object) -> None:
     """In the step in which somebody is served, a third need not stand back for them."""
     with Budget(20):
-        first, second = await reserve(tokens(10)), await reserve(tokens(8))
+        first, second = await reserve(tokens(10)), await reserve(tokens(7))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(reserve, tokens(3))
+            nursery.start_soon(reserve, tokens(10))
             await trio.testing.wait_all_tasks_blocked()
             first.settle(Decimal(0))
             assert second.extend(1, Decimal(1))
