@@ -83,7 +83,7 @@ class Budget:
         if (dollars is None) == (cents is None):
             raise InvalidOption('a budget needs one amount: Budget("0.50"), in dollars, or Budget(cents=50)')
         name, amount = ("a budget", dollars) if cents is None else ("cents", cents)
-        self.limit = money(amount, name) / (1 if cents is None else 100)
+        self.limit: Decimal = money(amount, name) / (1 if cents is None else 100)
         if self.limit <= 0:
             raise InvalidOption(f"{name}={amount!r} has to be above 0; for no limit leave it out")
         self.spent = _ZERO

@@ -36,7 +36,7 @@ class Emitter:
     def __init__(self, correlation_id: str, on_event: OnEvent | None, sink: Sink | None) -> None:
         self.correlation_id = correlation_id
         self.turn = 0
-        self.has_ended = False  # the last events have been emitted
+        self.has_ended: bool = False  # the last events have been emitted
         self._seq = 0
         self._on_event = on_event
         self._sink = sink

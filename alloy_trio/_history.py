@@ -37,7 +37,7 @@ class History:
     """
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
-        self.epoch = 0
+        self.epoch: int = 0
         self._messages: list[Message] = []
         self._snapshot: tuple[Message, ...] | None = None
         self._said = Size()

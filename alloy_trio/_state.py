@@ -51,7 +51,7 @@ class Recorder:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._reasoning: list[Thinking] = []
-        self.has_any = False  # of it
+        self.has_any: bool = False  # of it
         self.asked: Retry | None = None  # who it is of, if not of the provider that was asked first
 
     def take(self, events: tuple[ProviderEvent | Retry, ...]) -> None:
