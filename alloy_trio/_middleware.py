@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -256,6 +257,7 @@ class Middleware:
         """
 
 
+_CLOSE = 0.85  # how alike two names are, of which one is the other misspelled
 _HOOKS = tuple(name for name in vars(Middleware) if not name.startswith("_"))
 
 
@@ -366,11 +368,21 @@ def checked(middlewares: Any) -> tuple[object, ...]:
 
 def _check_spelling(middleware: object) -> None:
     """A hook whose name is misspelled would never be called, and nobody would notice: of a guard, least of all."""
-    for name in dir(type(middleware)):
-        like_a_hook = name.startswith(("before_", "after_")) or difflib.get_close_matches(name, _HOOKS, 1, 0.85)
-        if like_a_hook and name not in _HOOKS and callable(getattr(middleware, name, None)):
-            meant = difflib.get_close_matches(name, _HOOKS, 1, 0.0)[0]
-            raise InvalidOption(
-                f"{type(middleware).__name__}.{name} is no hook and would never be called: is it {meant}? "
-                "Otherwise give it a name that does not look like one"
-            )
+    if (found := _misspelled(type(middleware))) is not None:
+        name, meant = found
+        raise InvalidOption(
+            f"{type(middleware).__name__}.{name} is no hook and would never be called: is it {meant}? "
+            "Otherwise give it a name that does not look like one"
+        )
+
+
+@functools.cache
+def _misspelled(kind: type[Any]) -> tuple[str, str] | None:
+    """Return the name of a method that looks like a hook's and is none, and the hook that it looks like."""
+    for name in dir(kind):
+        if name.startswith("_") or name in _HOOKS or not callable(getattr(kind, name)):
+            continue
+        near = difflib.get_close_matches(name, _HOOKS, 1, 0.0)
+        if name.startswith(("before_", "after_")) or difflib.SequenceMatcher(None, name, near[0]).ratio() >= _CLOSE:
+            return name, near[0]
+    return None

@@ -19,6 +19,7 @@ import trio
 import alloy_trio
 from alloy_trio import Budget, Message, Middleware, Price, RunOptions, RunState, ToolUse, tool
 from alloy_trio._history import History
+from alloy_trio._telemetry import is_on
 from alloy_trio.telemetry import Instrument, TelemetryEvent, add_instrument, remove_instrument
 from alloy_trio.testing import ScriptedProvider, tool_call
 
@@ -98,6 +99,14 @@ def _catalog() -> float:
     return min(times)
 
 
+async def _is_on() -> float:
+    async def ask() -> None:
+        for _ in range(1000):
+            is_on()
+
+    return await _cpu(ask, 100) / 1000
+
+
 def _instruments() -> Iterable[tuple[str, Instrument]]:
     yield "with an instrument", _Nothing()
     try:
@@ -124,10 +133,10 @@ async def _main() -> None:
     seen: list[object] = []
     await alloy_trio.run("go", provider=_provider(), tools=[echo], on_event=seen.append)
     bare = await _cpu(_run, 200)
-    say("an event, without instruments", 0.0 if not seen else bare / len(seen))
+    say("the question whether there is an instrument", await _is_on())
     for what, instrument in _instruments():
         add_instrument(instrument)
-        say(f"  {what}, more", (await _cpu(_run, 200) - bare) / len(seen))
+        say(f"an event told, {what}", (await _cpu(_run, 200) - bare) / len(seen))
         remove_instrument(instrument)
 
     for held in (10, 5000):
