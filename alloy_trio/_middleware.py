@@ -366,7 +366,7 @@ def checked(middlewares: Any) -> tuple[object, ...]:
     return taken
 
 
-def _check_spelling(middleware: object) -> None:
+def _check_spelling(middleware: Any) -> None:
     """A hook whose name is misspelled would never be called, and nobody would notice: of a guard, least of all."""
     if (found := _misspelled(type(middleware))) is not None:
         name, meant = found
