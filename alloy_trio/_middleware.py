@@ -368,10 +368,11 @@ def checked(middlewares: Any) -> tuple[object, ...]:
 
 def _check_spelling(middleware: Any) -> None:
     """A hook whose name is misspelled would never be called, and nobody would notice: of a guard, least of all."""
-    if (found := _misspelled(type(middleware))) is not None:
+    kind: Any = type(middleware)
+    if (found := _misspelled(kind)) is not None:
         name, meant = found
         raise InvalidOption(
-            f"{type(middleware).__name__}.{name} is no hook and would never be called: is it {meant}? "
+            f"{kind.__name__}.{name} is no hook and would never be called: is it {meant}? "
             "Otherwise give it a name that does not look like one"
         )
 
