@@ -234,6 +234,31 @@ async def test_who_waits_for_another_budget_is_passed(autojump_clock: object) ->
         held.settle(Decimal(0))
 
 
+async def test_who_waits_for_a_budget_of_their_own_holds_nobody_up(autojump_clock: object) -> None:
+    """Of the common one they have enough: neither who comes nor who stands behind them waits for them."""
+    served = []
+
+    async def want() -> None:
+        (await reserve(tokens(10))).settle(Decimal(0))
+        served.append("behind them")
+
+    with Budget(20):
+        async with trio.open_nursery() as nursery:
+            outer = await reserve(tokens(10))
+            with Budget(5):
+                inner = await reserve(tokens(5))
+                nursery.start_soon(reserve, tokens(4))
+                await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(0):
+                (await reserve(tokens(5))).settle(Decimal(0))
+            nursery.start_soon(want)
+            await trio.testing.wait_all_tasks_blocked()
+            outer.settle(Decimal(0))
+            await trio.testing.wait_all_tasks_blocked()
+            assert served == ["behind them"]
+            inner.settle(Decimal(0))
+
+
 async def test_waiting_is_of_no_use_when_nobody_can_give_anything_back(autojump_clock: object) -> None:
     with Budget(10), trio.fail_after(0):
         (await reserve(tokens(6))).settle(Decimal(6))
@@ -808,15 +833,15 @@ async def test_after_a_report_the_next_prompt_is_reserved_with_a_smaller_margin(
     assert second == pytest.approx(Decimal("3.3"), rel=Decimal("0.02"))
 
 
-@pytest.mark.parametrize("usage", [Usage(), Usage(1000, 1, estimated=True)], ids=["ours", "the-providers-own"])
+@pytest.mark.parametrize("usage", [Usage(), Usage(4000, 1, estimated=True)], ids=["ours", "the-providers-own"])
 async def test_nothing_is_learned_from_an_estimate(usage: Usage, autojump_clock: object) -> None:
     held: list[Decimal] = []
     budget = Budget(100)
     reply = functools.partial(note, held, budget)
     with budget:
         for _ in range(2):
-            await run(PROMPT, provider=scripted(reply, price=DEAR, usage=usage), max_output_tokens=100)
-    assert held == [Decimal("1.6")] * 2
+            await run(PROMPT * 4, provider=scripted(reply, price=DEAR, usage=usage), max_output_tokens=100)
+    assert held[0] == held[1] > 6
 
 
 async def test_a_prompt_that_may_be_written_into_a_cache_is_reserved_at_that_price(autojump_clock: object) -> None:
