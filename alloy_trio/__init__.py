@@ -32,6 +32,10 @@ from __future__ import annotations
 
 from ._budget import Budget as Budget
 from ._compaction import Compaction as Compaction
+from ._errors import AgentBusy as AgentBusy
+from ._errors import AgentClosed as AgentClosed
+from ._errors import AgentCrashed as AgentCrashed
+from ._errors import AgentIdle as AgentIdle
 from ._errors import AlloyError as AlloyError
 from ._errors import AuthenticationError as AuthenticationError
 from ._errors import BadRequest as BadRequest
@@ -43,11 +47,14 @@ from ._errors import ModelRetry as ModelRetry
 from ._errors import Overloaded as Overloaded
 from ._errors import ProviderError as ProviderError
 from ._errors import ProviderTimeout as ProviderTimeout
+from ._errors import QueueFull as QueueFull
 from ._errors import RateLimited as RateLimited
 from ._errors import RequestCancelled as RequestCancelled
 from ._errors import RunTimeout as RunTimeout
+from ._errors import StoreError as StoreError
 from ._errors import ToolError as ToolError
 from ._errors import UnknownPrice as UnknownPrice
+from ._errors import UnknownRequest as UnknownRequest
 from ._errors import WireError as WireError
 from ._gate import BlockCall as BlockCall
 from ._gate import EditCall as EditCall
@@ -80,6 +87,10 @@ from .tools._context import ToolContext as ToolContext
 from .tools._tool import tool as tool
 
 __all__ = [
+    "AgentBusy",
+    "AgentClosed",
+    "AgentCrashed",
+    "AgentIdle",
     "AlloyError",
     "Audio",
     "AuthenticationError",
@@ -103,6 +114,7 @@ __all__ = [
     "Price",
     "ProviderError",
     "ProviderTimeout",
+    "QueueFull",
     "RateLimited",
     "RequestCancelled",
     "Result",
@@ -112,6 +124,7 @@ __all__ = [
     "ServerToolResult",
     "ServerToolUse",
     "Session",
+    "StoreError",
     "Text",
     "Thinking",
     "ToolCall",
@@ -120,6 +133,7 @@ __all__ = [
     "ToolResult",
     "ToolUse",
     "UnknownPrice",
+    "UnknownRequest",
     "Usage",
     "Video",
     "WireError",

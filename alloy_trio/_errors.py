@@ -16,6 +16,13 @@ Everything that goes wrong, split by who is at fault.
     ├── Halted                   raised by a middleware: ends the run with status halted, and never leaves it
     ├── RunTimeout               the run's own deadline passed (also a trio.TooSlowError)
     ├── RequestCancelled         told to others than the one who was cancelled, to whom it is trio.Cancelled
+    ├── UnknownRequest           no request of that id is queued or running (also a LookupError)
+    ├── AgentBusy                the agent is in a run, and this does not wait; or it would wait for itself
+    ├── QueueFull                as many requests are queued as may be
+    ├── AgentIdle                there is no run to steer, or nothing that waits for approval
+    ├── AgentClosed              the agent has stopped, and will not come back
+    ├── AgentCrashed             the agent broke down under the request; its supervisor may have started it again
+    ├── StoreError               a session could not be written or read
     ├── UnknownPrice             a budget is to be kept, and what a model costs is not known; nothing was sent
     └── InvalidOption            a call that cannot be right (also a TypeError); nothing was sent
 
@@ -142,6 +149,38 @@ class RunTimeout(AlloyError, trio.TooSlowError):
 
 class RequestCancelled(AlloyError):
     """The request was cancelled by somebody else than the one who waits for it."""
+
+
+class UnknownRequest(AlloyError, LookupError):
+    """No request of that id is queued or running: it is over, or never was."""
+
+
+class AgentBusy(AlloyError):
+    """The agent is in a run, and what was asked for does not wait for its end; or it would be waiting for itself."""
+
+
+class QueueFull(AlloyError):
+    """As many requests are queued as `max_pending` allows."""
+
+
+class AgentIdle(AlloyError):
+    """There is no run that could still take what was said to it."""
+
+
+class AgentClosed(AlloyError):
+    """The agent has stopped, or is stopping, and will not come back."""
+
+
+class AgentCrashed(AlloyError):
+    """
+    The agent broke down while it had the request: not what the run raised, but what the agent itself did.
+
+    The cause is `__cause__`. Under a supervisor it is started again; requests that were queued are still served then.
+    """
+
+
+class StoreError(AlloyError):
+    """A session could not be written or read: the store is broken, too slow, or in use by somebody else."""
 
 
 class UnknownPrice(AlloyError):

@@ -59,7 +59,8 @@ PRESENT = {
         ServerToolResult Image Audio Video Document Opaque Usage Budget Price tool ToolContext ModelRetry Middleware BlockCall
         EditCall Compaction RunState
         AlloyError ProviderError AuthenticationError RateLimited Overloaded BadRequest ContextTooLong ConnectionFailed
-        ProviderTimeout WireError ToolError Halted RunTimeout RequestCancelled UnknownPrice InvalidOption
+        ProviderTimeout WireError ToolError Halted RunTimeout RequestCancelled UnknownRequest AgentBusy QueueFull AgentIdle
+        AgentClosed AgentCrashed StoreError UnknownPrice InvalidOption
     """,
     "alloy_trio.telemetry": PROMISED["alloy_trio.telemetry"],
     "alloy_trio.otel": PROMISED["alloy_trio.otel"],
