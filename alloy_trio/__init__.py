@@ -19,8 +19,8 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat (what is sent), _anthropic_reply
 #                      _openai_reply _openai_items _openai_compat_reply (what comes back): pure; _vendors _http _demo ·
 #                      providers around providers: _meter _metered _retry ·
-#                      tools/_read _write _edit _bash _paths _process _executor
-#   4  the turn        _options _checks _config · _emitter _state _story _turns _loop · _middleware _compaction
+#                      tools/_read _write _edit _bash _paths _process _invocation _executor
+#   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output · providers/_names
 #   5  the run         _run
 #   6  doors           repl/ testing/ _otel _otel_names __main__

@@ -51,6 +51,11 @@ def load(data: Any, kind: type[T]) -> T:
         raise ValueError(f"this is no {kind.__name__}: {'; '.join(faults)}") from error
 
 
+def plain(value: Any) -> Any:
+    """Turn one of our nouns into JSON data of nothing but objects, lists, texts and numbers."""
+    return msgspec.to_builtins(dump(value))
+
+
 def dumps(value: Any) -> bytes:
     """Turn one of our nouns into JSON text."""
     return _converter().dumps(value)

@@ -174,6 +174,36 @@ class Compacted:
 
 
 @attrs.frozen
+class Steered:
+    """
+    Something was said to an agent in the middle of a run, and stands in the history from here on.
+
+    Attributes:
+        text: What was said.
+        interrupted: Whether an answer, or calls, were cut for it.
+    """
+
+    text: str
+    interrupted: bool = False
+
+
+@attrs.frozen
+class ApprovalRequested:
+    """
+    A tool call waits for a person: `agent.approve(id)` lets it run, `agent.deny(id, reason)` does not.
+
+    Attributes:
+        id: The call's id.
+        name: The tool's name.
+        input: The input that it would run with.
+    """
+
+    id: str
+    name: str
+    input: JSONObject
+
+
+@attrs.frozen
 class UsageUpdate:
     """
     What the provider has counted of the answer in flight so far, all of it: it replaces earlier ones. Not passed on.
@@ -225,7 +255,18 @@ ProviderEvent: TypeAlias = ContentEvent | UsageUpdate
 """What a provider emits while it streams."""
 
 Event: TypeAlias = (
-    ContentEvent | RunStart | TurnStart | TurnEnd | ToolStart | ToolEnd | Retry | Compacted | Custom | RunEnd
+    ContentEvent
+    | RunStart
+    | TurnStart
+    | TurnEnd
+    | ToolStart
+    | ToolEnd
+    | ApprovalRequested
+    | Steered
+    | Retry
+    | Compacted
+    | Custom
+    | RunEnd
 )
 """Everything that happens in a run."""
 

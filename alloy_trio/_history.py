@@ -22,7 +22,7 @@ import attrs
 
 from ._errors import InvalidOption
 from ._estimate import Size, measure
-from ._messages import Message, Thinking
+from ._messages import Block, Message, Thinking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,10 +34,12 @@ class History:
 
     Attributes:
         epoch: The highest epoch of its messages.
+        rewrites: How often it was changed otherwise than at its end.
     """
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
         self.epoch: int = 0
+        self.rewrites: int = 0
         self._messages: list[Message] = []
         self._snapshot: tuple[Message, ...] | None = None
         self._said = Size()
@@ -83,8 +85,15 @@ class History:
             for message in new[len(old) :]:
                 self.append(message)
             return len(new) > len(old)
-        vars(self).update(vars(History(_marked(old, new))))
+        vars(self).update(vars(History(_marked(old, new))), rewrites=self.rewrites + 1)
         return True
+
+    def add_to_last(self, *blocks: Block) -> None:
+        """Add blocks to the last message, which nobody has answered yet. No other epoch: nothing is sealed over it."""
+        last = self._messages.pop()
+        self._said += measure(Message.user(*blocks))
+        self._messages.append(attrs.evolve(last, content=(*last.content, *blocks)))
+        self._snapshot = None
 
     def _take(self, message: Message) -> None:
         self._messages.append(message)

@@ -25,6 +25,7 @@ import attrs
 import trio
 
 from ._budget import Account, Budget, BudgetExhausted, on_account
+from ._controls import Controls
 from ._emitter import Emitter
 from ._errors import Halted, InvalidOption, ProviderError, RunTimeout, UnknownPrice
 from ._estimate import Size
@@ -77,8 +78,25 @@ def question(config: Config, prompt: object) -> Message | None:
 
 def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming: bool) -> Run:
     """Return a run that has not asked anything yet. Raises what `question` does."""
-    asked = question(config, prompt)
-    provider, ids = config.provider, config.correlation_id
+    return prepare(config, question(config, prompt), config.correlation_id, sink, streaming=streaming)
+
+
+def prepare(
+    config: Config,
+    asked: Message | None,
+    ids: str,
+    sink: Sink | None = None,
+    *,
+    streaming: bool,
+    controls: Controls | None = None,
+    own_ends: bool = True,
+) -> Run:
+    """
+    Return a run that has not asked anything yet.
+
+    `ids` is its correlation id. `own_ends`: whether it fires `session_start` and `session_end`; an agent's runs do not.
+    """
+    provider = config.provider
     fixed = fixed_part(config.system_prompt, tuple(config.tools.values()))
     prefix = digest(f"{provider_model(provider)}\0".encode() + (fixed if terms_of(provider).seals_prefix else b""))
     history = _history(config.session, asked, anew=config.session.prefix not in {None, prefix})
@@ -94,7 +112,8 @@ def begin(config: Config, prompt: object, sink: Sink | None = None, *, streaming
         fixed_size=Size(len(fixed)),
         prefix=prefix,
         account=Account(session_id=config.session.id, correlation_id=ids),
-        hooks=Hooks.of(config.hooked),
+        hooks=Hooks.of(config.hooked, own_ends=own_ends),
+        controls=Controls() if controls is None else controls,
         context=dict(config.context),
         streaming=streaming,
     )
@@ -161,7 +180,7 @@ async def _run(run: Run) -> Result:
     config, story = run.config, Story(run, streaming=run.streaming)
     end: _End | None = None
     timeout = math.inf if config.timeout is None else config.timeout
-    scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+    scope = run.controls.deadline = trio.CancelScope(deadline=trio.current_time() + timeout)
     try:
         with scope:
             await trio.lowlevel.checkpoint()
@@ -170,6 +189,7 @@ async def _run(run: Run) -> Result:
         end = _ended_by(single(caught))  # the deadline's part of a group has been taken out by now
     finally:
         batch = run.cut("timed_out" if scope.cancelled_caught else "cancelled")
+        run.close()
         if end is None and not scope.cancelled_caught:  # a cancel from outside, on its way
             await _finish(run, story, _End("cancelled"), batch, scope.deadline)
     if end is None and run.account.waited_until >= scope.deadline:
@@ -207,11 +227,7 @@ async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadli
         run.metadata["budget_exceeded"] = end.reason
     run.outcome = run.result(end.status, end.error)
     try:
-        try:
-            await _call_on_error(run, end, deadline)
-        finally:
-            await _call_session_end(run, end, deadline)
-        run.outcome = run.result(end.status, end.error)
+        await _settle(run, end, deadline)
         if end.status != "cancelled":
             with trio.move_on_after(run.config.cancel_grace if end.status == "timed_out" else math.inf):
                 await _tell_end(run, end, batch, run.emitter.emit_last)
@@ -223,6 +239,25 @@ async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadli
         if end.error is not None:
             with contextlib.suppress(AttributeError):  # an exception of somebody's own may have no room for it
                 end.error.result = run.outcome  # type: ignore[attr-defined] # AlloyError has it
+
+
+async def _settle(run: Run, end: _End, deadline: float) -> None:
+    """Call the last hooks, which may change the end; then it is decided, in one step: a cancel that came before has won."""
+    decided = end.status == "cancelled"
+    try:
+        try:
+            await _call_on_error(run, end, deadline)
+        finally:
+            await _call_session_end(run, end, deadline)
+        if not decided:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            decided = True
+    finally:
+        if not decided and end.status not in {"error", "timed_out"}:
+            end.status, end.error = "cancelled", None
+        run.commit()
+        run.outcome = run.result(end.status, end.error)
+        run.controls.settle()
 
 
 async def _call_on_error(run: Run, end: _End, deadline: float) -> None:

@@ -30,7 +30,7 @@ import attrs
 
 from ._budget import BudgetExhausted
 from ._errors import Halted, InvalidOption
-from ._events import Custom
+from ._events import ApprovalRequested, Custom
 from ._gate import BlockCall, EditCall
 from ._messages import Message
 
@@ -172,6 +172,19 @@ class RunState:
         """What the user gave as `on_compaction=`, for whoever makes the conversation shorter."""
         return self._run.config.on_compaction
 
+    async def approval(self, call: ToolUse) -> BlockCall | EditCall | None:
+        """
+        Wait for a person to decide on a call: `agent.approve` lets it run, maybe with another input, `agent.deny` does not.
+
+        For `before_tool_call`, which may return the verdict as it is. It takes as long as it takes, or the agent's
+        `approval_timeout`; neither the run's `timeout` nor the tool's goes on meanwhile. A cancel ends it.
+
+        Raises:
+            InvalidOption: The run is no agent's, so there is nobody to ask.
+        """
+        request = ApprovalRequested(call.id, call.name, call.input)
+        return await self._run.controls.ask(call, lambda: self._run.emitter.emit(request))
+
     async def ask(self, request: Request) -> Response:
         """
         Ask the run's provider something beside the conversation. It is retried, metered and paid for as a part of the run.
@@ -257,6 +270,7 @@ class Middleware:
         """
 
 
+_ENDS = frozenset({"session_start", "session_end"})
 _CLOSE = 0.85  # how alike two names are, of which one is the other misspelled
 _HOOKS = tuple(name for name in vars(Middleware) if not name.startswith("_"))
 
@@ -268,17 +282,18 @@ class Hooks:
     _by_name: Mapping[str, Sequence[Any]]
 
     @classmethod
-    def of(cls, middlewares: Sequence[object]) -> Hooks:
-        """Collect what each of them defines."""
-        return cls({name: [hook for each in middlewares if (hook := _hook(each, name))] for name in _HOOKS})
+    def of(cls, middlewares: Sequence[object], *, own_ends: bool = True) -> Hooks:
+        """Collect what each of them defines; without those of a session's ends where these are an agent's."""
+        names = _HOOKS if own_ends else (name for name in _HOOKS if name not in _ENDS)
+        return cls({name: [hook for each in middlewares if (hook := _hook(each, name))] for name in names})
 
     def has(self, name: str) -> bool:
         """Whether anybody has that hook."""
-        return bool(self._by_name[name])
+        return bool(self._by_name.get(name))
 
     async def fire(self, name: str, *args: object) -> None:
         """Call a hook of all, in order. Raises what one raises, and TypeError where one returns anything."""
-        for hook in self._by_name[name]:
+        for hook in self._by_name.get(name, ()):
             answer = await _call(hook, *args)
             if answer is not None:
                 advice = "a hook changes the state, and returns nothing"

@@ -118,6 +118,13 @@ ELSEWHERE = {
     "budget": 'say `with Budget("0.50"):` around the run, or max_budget_cents=50',
     "model": 'it belongs to the provider: provider="anthropic:claude-sonnet-5-5" or Anthropic(model=…)',
     "api_key": "it belongs to the provider: Anthropic(model=…, api_key=…)",
+    **dict.fromkeys(
+        (
+            *("name", "session_id", "max_pending", "pubsub", "subscribe", "on_shutdown", "session_store", "on_cancel"),
+            "approval_timeout",
+        ),
+        "it belongs to an agent: open_agent(…)",
+    ),
     "tool_choice": "it belongs to a provider's extra_body",
 }
 """What to say of an option that is none of ours, but of somebody near by."""

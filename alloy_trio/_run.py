@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 import trio
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from ._config import Config
+    from ._emitter import Sink
     from ._events import Envelope, Event
     from ._messages import Message
     from ._options import PlainRunOptions, RunOptions
@@ -125,7 +126,58 @@ def stream(prompt: str | Message | None = None, **options: Any) -> EventStream:
 
     Takes and raises what `run` does: a wrong option at once, a failed run out of the `async for`.
     """
-    return EventStream(configure(options), prompt)
+    return EventStream(_RunSource(configure(options), prompt))
+
+
+class Source(Protocol):
+    """Where the events of a stream come from, and how it ends."""
+
+    def begin(self, sink: Sink) -> None:
+        """Make ready to hand events to `sink`; called once, as the stream is entered."""
+        ...
+
+    async def drive(self) -> object:
+        """Go on to the end. What it raises is not looked at: see `failure`."""
+        ...
+
+    def outcome(self) -> Result | None:
+        """Return the result, once it is there."""
+        ...
+
+    def failure(self) -> Exception | None:
+        """Return what is to be raised, once it is over."""
+        ...
+
+    def end(self) -> None:
+        """The stream has been left."""
+        ...
+
+
+class _RunSource:
+    """A run of one's own."""
+
+    def __init__(self, config: Config, prompt: str | Message | None) -> None:
+        question(config, prompt)  # raises what is wrong with it now, not when the stream is entered
+        self._config = config
+        self._prompt = prompt
+        self._run: Run | None = None
+
+    def begin(self, sink: Sink) -> None:
+        self._run = begin(self._config, self._prompt, sink, streaming=True)
+
+    async def drive(self) -> None:
+        assert self._run is not None
+        await run_loop(self._run)
+
+    def outcome(self) -> Result | None:
+        return self._run.outcome if self._run is not None and self._run.emitter.has_ended else None
+
+    def failure(self) -> Exception | None:
+        result = self.outcome()
+        return None if result is None or result.status == "halted" else result.error  # why it was halted is no failure
+
+    def end(self) -> None:
+        pass
 
 
 class EventStream(Generic[OutputT]):
@@ -136,24 +188,21 @@ class EventStream(Generic[OutputT]):
     runs any more. An exception of the body leaves as it came; if the run has failed besides, unseen, a note on it says so.
     """
 
-    def __init__(self, config: Config, prompt: str | Message | None) -> None:
-        question(config, prompt)  # raises what is wrong with it now, not when the stream is entered
-        self._config = config
-        self._prompt = prompt
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._send, self._receive = trio.open_memory_channel["tuple[Envelope, ...]"](0)
         self._task = Background(self._drive)
-        self._run: Run | None = None  # once it has been entered
+        self._has_begun = False
         self._ready: deque[Envelope] = deque()
         self._raised = False
 
     async def _drive(self) -> None:
         with self._send:
-            await run_loop(self._started())
+            await self._source.drive()
 
-    def _started(self) -> Run:
-        if self._run is None:
+    def _check_begun(self) -> None:
+        if not self._has_begun:
             raise RuntimeError("the run has not started: use it inside `async with stream(…) as events:`")
-        return self._run
 
     @property
     def result(self) -> Result[OutputT]:
@@ -163,9 +212,9 @@ class EventStream(Generic[OutputT]):
         Raises:
             RuntimeError: The run is not over.
         """
-        run = self._started()
-        outcome = run.outcome
-        if outcome is None or not run.emitter.has_ended:
+        self._check_begun()
+        outcome = self._source.outcome()
+        if outcome is None:
             raise RuntimeError("the run is not over: take the result after the `async for`, or after the `async with`")
         return outcome
 
@@ -192,7 +241,7 @@ class EventStream(Generic[OutputT]):
 
     async def _next(self) -> Envelope | None:
         """Return the next envelope, or None after the last."""
-        self._started()
+        self._check_begun()
         if self._ready:
             await trio.lowlevel.checkpoint_if_cancelled()
         else:
@@ -211,21 +260,18 @@ class EventStream(Generic[OutputT]):
         if self._raised:
             return
         self._raised = True
-        if (failure := self._failure()) is not None:
+        if (failure := self._source.failure()) is not None:
             raise failure
         if self.result.status == "cancelled":
             error = RequestCancelled("the run was cancelled")
             error.result = self.result
             raise error
 
-    def _failure(self) -> Exception | None:
-        """Return what the run raised; why it was halted is no failure."""
-        return None if self.result.status == "halted" else self.result.error
-
     async def __aenter__(self) -> Self:
-        if self._run is not None:
+        if self._has_begun:
             raise RuntimeError("a stream runs once: call stream(…) again for another run")
-        self._run = begin(self._config, self._prompt, self._send.send, streaming=True)
+        self._source.begin(self._send.send)
+        self._has_begun = True
         await self._task.__aenter__()
         return self
 
@@ -236,7 +282,8 @@ class EventStream(Generic[OutputT]):
             await self._task.__aexit__(kind, error, traceback)
         finally:
             self._receive.close()
-        failure = None if self._raised else self._failure()
+            self._source.end()
+        failure = None if self._raised else self._source.failure()
         self._raised = True
         if failure is not None and error is None:
             raise failure

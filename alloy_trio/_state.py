@@ -25,17 +25,18 @@ import attrs
 from . import _telemetry
 from ._budget import Account, around
 from ._config import Config
+from ._controls import Controls
 from ._emitter import Emitter
 from ._errors import InvalidOption
 from ._estimate import Size, estimator_for
-from ._events import BlockEnd, Compacted, Retry, TextDelta
+from ._events import BlockEnd, Compacted, Retry, Steered, TextDelta
 from ._history import History
-from ._messages import Message, Outcome, Text, Thinking
+from ._messages import Block, Message, Outcome, Text, Thinking, ToolResult
 from ._middleware import Hooks, RunState
 from ._result import Result, Status
 from ._session import Session
 from ._usage import Usage
-from .providers._base import Request, terms_of
+from .providers._base import Request, StopReason, terms_of
 from .providers._metered import Metered
 from .providers._retry import Streaming
 from .tools._executor import Batch
@@ -92,6 +93,7 @@ class Run:
     hooks: Hooks
     context: dict[str, Any]
     streaming: bool
+    controls: Controls = attrs.field(factory=Controls)
     metadata: dict[str, Any] = attrs.field(factory=dict)
     turns: int = 0
     stop_reason: str | None = None
@@ -172,7 +174,48 @@ class Run:
             return
         state = {key: self.metadata[key] for key in ("provider_state",) if key in self.metadata}
         self.session.prefix = self.prefix
-        self.session.update(self.history.messages, self._usage_before + self.account.usage, state)
+        self.session.update(self.history.messages, self.usage_of_session, state)
+
+    @property
+    def usage_of_session(self) -> Usage:
+        """Tokens of all runs of the session, up to now."""
+        return self._usage_before + self.account.usage
+
+    async def save(self) -> None:
+        """Have the run written down, as far as it has got. Raises StoreError if that fails."""
+        if self.controls.journal is not None:
+            await self.controls.journal.save(self)
+
+    async def save_result(self, result: ToolResult) -> None:
+        """Have the result of a call written down that has just ended."""
+        assert self.controls.journal is not None
+        await self.controls.journal.save_result(self, result)
+
+    async def listen(self) -> None:
+        """Take what was said to the run meanwhile, at a turn's boundary; then have all of it written down."""
+        if self.controls.has_remarks and not self._is_paused():
+            blocks, interrupted = self.controls.take()
+            self._say(blocks)
+            self.commit()
+            await self.emitter.emit(Steered(Message.user(*blocks).text, interrupted))
+        await self.save()
+
+    def _is_paused(self) -> bool:
+        """Whether the provider is in the middle of its own tools, and must get its answer back as it is."""
+        return self.stop_reason == StopReason.PAUSE_TURN and self.history.messages[-1].role == "assistant"
+
+    def _say(self, blocks: tuple[Block, ...]) -> None:
+        """Put a remark behind the results, in the same message, or behind the question: some servers refuse two of the user's."""
+        before, messages = self.began_from, self.history.messages
+        if messages and messages[-1].role == "user" and not (before and messages[-1] is before[-1]):
+            self.history.add_to_last(*blocks)
+        else:
+            self.history.append(Message.user(*blocks))
+
+    def close(self) -> None:
+        """Take no more remarks: the run is about to end. What it has not taken any more is left for the next one."""
+        if blocks := self.controls.close():
+            self._say(blocks)
 
     def take_metadata(self, response: Response) -> None:
         """Let the metadata say what is known of the last answer, and of the provider's state as of it."""
@@ -189,7 +232,7 @@ class Run:
             self.history.append(Message.user(*self.batch.results()))
             if recorded:
                 self.batches.append(self.batch)
-            self.batch = None
+            self.batch = self.controls.batch = None
 
     def cut(self, outcome: Outcome) -> Batch | None:
         """

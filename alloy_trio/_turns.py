@@ -13,6 +13,7 @@ Functions without a state of their own: all that changes is the `Run`. Per turn:
      └─ ── done ────────────────────────────────────────────────► completed
     and before each: max_turns reached? ────────────────────────► max_turns
     at every hook of a middleware: `Halted`? ───────────────────► halted
+    an answer that was interrupted counts as a turn; what was said joins before the next one is asked for
 
 Retry, fallback and money are the provider's (see `providers/_retry`, `_metered`): the loop asks once, and gets an answer or not.
 
@@ -23,7 +24,7 @@ untouched; a `finally` reduces the turn under way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 import trio
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ._result import Status
     from ._story import Story
 
+_Answer: TypeAlias = "tuple[Response, Sequence[ContentEvent], bool]"
 _THREADS = 40  # at once in one run; Trio's own default for the threads of a whole program
 
 
@@ -65,7 +67,13 @@ async def take_turns(run: Run, story: Story) -> Status:
         story.turn_begins()
         await run.emitter.emit(TurnStart())
         await run.hooks.fire("before_completion", run.view)
-        response, late, capped = await _answer(run)
+        await run.listen()
+        answer = await _answer(run)
+        if answer is None:
+            run.cut("cancelled")
+            run.turns += 1
+            continue
+        response, late, capped = answer
         response, batch = _take(response, run, settings, capped=capped)
         story.answered(response)
         await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
@@ -126,13 +134,19 @@ async def _is_final(run: Run) -> bool:
     await run.hooks.fire("after_completion", run.view)
     now = run.history.messages[-1]
     is_final = now is last or now.role != "user" or bool(now.tool_results)
+    # From here on to the end nothing waits: what was said by now is taken, what comes later is told that the run is over.
+    await trio.lowlevel.checkpoint_if_cancelled()
+    is_final = is_final and not run.controls.has_remarks
     if not is_final:
         run.output = None
     return is_final
 
 
 async def _run_tools(run: Run, batch: Batch) -> None:
+    run.controls.batch = batch
+    run.controls.stop_calls()
     try:
+        await run.save()
         await run.hooks.fire("after_tool_request", run.view)
         if run.hooks.has("before_tool_call"):
             await batch.admit(lambda call: _judge(run, call))
@@ -150,8 +164,8 @@ async def _judge(run: Run, call: ToolUse) -> Verdict:
     return await run.hooks.judge(run.view, call)
 
 
-async def _answer(run: Run) -> tuple[Response, Sequence[ContentEvent], bool]:
-    """Ask the model, and once more where the prompt was too long and a hook has made it shorter."""
+async def _answer(run: Run) -> _Answer | None:
+    """Ask the model, and once more where the prompt was too long and a hook has made it shorter. None: it was interrupted."""
     try:
         return await _ask(run)
     except ContextTooLong as error:
@@ -166,9 +180,9 @@ async def _answer(run: Run) -> tuple[Response, Sequence[ContentEvent], bool]:
     return answer
 
 
-async def _ask(run: Run) -> tuple[Response, Sequence[ContentEvent], bool]:
+async def _ask(run: Run) -> _Answer | None:
     """
-    Ask the model once.
+    Ask the model once; None if it was interrupted.
 
     Returns the answer; the events of it that nobody has had yet; and whether the budget has cut it short. While the answer
     streams, the recorder notes what could be kept of it.
@@ -190,13 +204,19 @@ async def _ask(run: Run) -> tuple[Response, Sequence[ContentEvent], bool]:
         await emitter.emit(*events)  # type: ignore[arg-type] # the meter has kept the reports of usage
 
     capped = False
+    response: Response | None = None
     try:
-        response = await run.provider.stream(request, emit)
+        with trio.CancelScope() as run.controls.answering:
+            response = await run.provider.stream(request, emit)
     except BudgetExhausted as exhausted:
         if exhausted.response is None:
             recorder.take(tuple(exhausted.heard))
             raise
         response, capped = exhausted.response, True
+    finally:
+        run.controls.answering = None
+    if response is None:
+        return None
     content = response.message.content
     late: Sequence[ContentEvent] = ()
     if not recorder.has_any:  # it came in one piece
@@ -250,4 +270,5 @@ def _tool_settings(run: Run) -> ToolSettings:
         deps=config.deps,
         correlation_id=run.emitter.correlation_id,
         session_id=run.session.id,
+        on_result=None if run.controls.journal is None else run.save_result,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._events import ApprovalRequested as ApprovalRequested
 from ._events import BlockEnd as BlockEnd
 from ._events import Compacted as Compacted
 from ._events import Custom as Custom
@@ -10,6 +11,7 @@ from ._events import Event as Event
 from ._events import Retry as Retry
 from ._events import RunEnd as RunEnd
 from ._events import RunStart as RunStart
+from ._events import Steered as Steered
 from ._events import TextDelta as TextDelta
 from ._events import ThinkingDelta as ThinkingDelta
 from ._events import ToolEnd as ToolEnd
@@ -20,6 +22,7 @@ from ._events import TurnStart as TurnStart
 from ._util import export as _export
 
 __all__ = [
+    "ApprovalRequested",
     "BlockEnd",
     "Compacted",
     "Custom",
@@ -28,6 +31,7 @@ __all__ = [
     "Retry",
     "RunEnd",
     "RunStart",
+    "Steered",
     "TextDelta",
     "ThinkingDelta",
     "ToolEnd",

@@ -16,22 +16,22 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
 
-from .._errors import ToolError
+from .._errors import InvalidOption
 from .._events import Custom, ToolEnd, ToolStart
 from .._gate import BlockCall, EditCall
-from .._messages import Outcome, Text, ToolResult, ToolUse
+from .._messages import ToolResult
 from .._result import ToolCall
 from .._telemetry import ToolStarted, ToolStopped, is_on, tell
-from .._util import single
 from ._context import ToolContext
-from ._output import ToolOutput, clip, render
+from ._invocation import Invocation
+from ._output import clip, render
 from ._threads import ThreadResult, call_in_thread
 from ._tool import Tool
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .._events import Event
-    from .._gate import Gate
-
-_LONGEST_ERROR = 2000  # characters of an exception that the model is shown
+    from .._gate import Gate, Verdict
+    from .._messages import Outcome, ToolUse
+    from .._util import JSONObject
 
 logger = logging.getLogger("alloy_trio.tools")
 
@@ -70,6 +70,7 @@ class ToolSettings:
         deps: The user's.
         correlation_id: The run's.
         session_id: The run's session.
+        on_result: Writes a result down, as soon as its call has ended and before anybody is told.
     """
 
     tools: Mapping[str, Tool]
@@ -82,60 +83,7 @@ class ToolSettings:
     deps: Any
     correlation_id: str
     session_id: str = ""
-
-
-@attrs.define
-class _Invocation:
-    """One call on its way: `outcome` is None until it has ended. `use` has the input that runs."""
-
-    use: ToolUse
-    tool: Tool | None = None
-    arguments: Any = None
-    outcome: Outcome | None = None
-    output: ToolOutput = attrs.field(default=ToolOutput(""))
-    started: float | None = None
-    duration: float = 0.0
-    start_seq: int | None = None
-    end_seq: int | None = None
-    exception: Exception | None = None
-
-    @property
-    def concurrent(self) -> bool:
-        return self.tool is None or self.tool.concurrent
-
-    @property
-    def error(self) -> str | None:
-        return None if self.outcome in {"ok", None} else _text(self.output)
-
-    def start(self) -> None:
-        """The tool itself runs from now on."""
-        self.started = trio.current_time()
-
-    def end(self, outcome: Outcome, output: ToolOutput | str) -> None:
-        """Settle the call, once: what comes later does not count."""
-        if self.outcome is None:
-            self.outcome = outcome
-            self.output = ToolOutput(output) if isinstance(output, str) else output
-            if self.started is not None:
-                self.duration = trio.current_time() - self.started
-
-    def fail(self, error: Exception) -> None:
-        error = single(error)
-        self.exception = self.exception or error
-        self.end("error", _explain(self.use, error))
-
-    @property
-    def settled(self) -> Outcome:
-        assert self.outcome is not None, "asked for the results of a batch that is not over"
-        return self.outcome
-
-    def result(self) -> ToolResult:
-        content = self.output.content
-        limit = None if self.tool is None else self.tool.max_result_chars
-        if limit is not None:
-            blocks = (Text(content),) if isinstance(content, str) else content
-            content = tuple(Text(clip(b.text, limit)) if isinstance(b, Text) else b for b in blocks)
-        return ToolResult(self.use.id, content, is_error=self.settled != "ok", outcome=self.settled)
+    on_result: Callable[[ToolResult], Awaitable[None]] | None = None
 
 
 class Batch:
@@ -152,7 +100,14 @@ class Batch:
         for invocation in self._invocations:
             if invocation.outcome is not None:
                 continue
-            match await gate(invocation.use):
+            verdict: Verdict = None
+            with trio.CancelScope() as invocation.scope:
+                verdict = await gate(invocation.use)
+            invocation.scope = None
+            if invocation.stopped is not None:
+                invocation.end_stopped()
+                continue
+            match verdict:
                 case BlockCall(reason):
                     logger.info("tool call %s %s blocked: %s", invocation.use.name, invocation.use.id, reason)
                     invocation.end("blocked", f"Blocked: {reason}")
@@ -174,6 +129,46 @@ class Batch:
                     nursery.start_soon(self._run_one, invocation)
                     # Trio runs the tasks of one step in any order: one step each keeps the model's.
                     await trio.lowlevel.checkpoint()
+
+    async def stop(self, use_id: str, reason: str) -> bool:
+        """
+        End one call, for a reason in words for the model; the others go on. Returns once nothing of it runs.
+
+        Returns whether it ended by that: a tool that returns all the same has done what it was to do.
+
+        Raises:
+            LookupError: There is no such call.
+        """
+        invocation = next((i for i in self._invocations if i.use.id == use_id), None)
+        if invocation is None:
+            raise LookupError(f"no call {use_id!r:.100} is under way; those that are: {', '.join(self.open_calls)}")
+        stopped = invocation.stop(reason)
+        if invocation.started is not None:
+            await invocation.ended.wait()
+        return stopped and invocation.outcome != "ok"
+
+    def stop_all(self, reason: str) -> None:
+        """End every call that has not ended, for a reason in words for the model."""
+        for invocation in self._invocations:
+            invocation.stop(reason)
+
+    @property
+    def open_calls(self) -> tuple[str, ...]:
+        """The ids of the calls that have not ended."""
+        return tuple(i.use.id for i in self._invocations if i.outcome is None)
+
+    def check_input(self, call: ToolUse, edited: JSONObject) -> None:
+        """
+        See whether a call could run with another input.
+
+        Raises:
+            InvalidOption: It could not.
+        """
+        tool = self._settings.tools[call.name]
+        try:
+            tool.parse(copy.deepcopy(edited))
+        except Exception as error:
+            raise InvalidOption(f"{call.name} cannot run with this input: {error}; give another one") from error
 
     def refuse(self, reason: str) -> None:
         """Answer every call with an error instead of running it."""
@@ -223,9 +218,9 @@ class Batch:
             for i in self._invocations
         ]
 
-    def _prepare(self, use: ToolUse) -> _Invocation:
+    def _prepare(self, use: ToolUse) -> Invocation:
         tool = self._settings.tools.get(use.name)
-        invocation = _Invocation(use, tool)
+        invocation = Invocation(use, tool)
         if tool is None:
             known = ", ".join(sorted(self._settings.tools)) or "none"
             invocation.end("error", f"unknown tool: {use.name!r}; the tools are: {known}")
@@ -236,20 +231,20 @@ class Batch:
         else:
             self._parse(invocation)
             return invocation
-        _log_refused(invocation)
+        invocation.log_refused()
         return invocation
 
     @staticmethod
-    def _parse(invocation: _Invocation) -> None:
+    def _parse(invocation: Invocation) -> None:
         assert invocation.tool is not None
         try:
             # A copy: what a tool does to its arguments must not change the call in the history.
             invocation.arguments = invocation.tool.parse(copy.deepcopy(invocation.use.input))
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
             invocation.fail(error)
-            _log_refused(invocation)
+            invocation.log_refused()
 
-    async def _run_one(self, invocation: _Invocation) -> None:
+    async def _run_one(self, invocation: Invocation) -> None:
         told = self._tell_start(invocation)
         try:
             await self._execute(invocation)
@@ -257,23 +252,29 @@ class Batch:
             if told is not None:
                 self._tell_stop(told, invocation)
 
-    async def _execute(self, invocation: _Invocation) -> None:
+    async def _execute(self, invocation: Invocation) -> None:
         tool = invocation.tool
         if invocation.outcome is None and tool is not None:
             timeout = self._settings.timeout if tool.timeout is None else tool.timeout
             try:
                 with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
+                    invocation.scope = scope
                     await self._call(tool, invocation)
-                if scope.cancelled_caught:
-                    logger.warning("tool %s timed out after %g s", tool.name, timeout)
-                    invocation.end("timed_out", _too_slow(timeout, started=invocation.started is not None))
+                if scope.cancelled_caught and invocation.stopped is not None:
+                    invocation.end_stopped()
+                elif scope.cancelled_caught:
+                    invocation.end_too_late(timeout)
             # The one place where a tool's exception becomes a value; a cancel that came with it in a group goes on.
             except* Exception as group:  # noqa: BLE001
                 invocation.fail(group)
+            finally:
+                invocation.ended.set()
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._settings.on_result is not None:
+            await self._settings.on_result(invocation.result())
         invocation.end_seq = await self._emit(self._end_event(invocation))
 
-    async def _call(self, tool: Tool, invocation: _Invocation) -> None:
+    async def _call(self, tool: Tool, invocation: Invocation) -> None:
         ctx = self._context(invocation.use)
         if not tool.is_async and not tool.inline:
             await self._call_in_thread(tool, invocation, ctx)
@@ -284,7 +285,7 @@ class Batch:
             value = await value
         invocation.end("ok", render(value))
 
-    async def _call_in_thread(self, tool: Tool, invocation: _Invocation, ctx: ToolContext[Any]) -> None:
+    async def _call_in_thread(self, tool: Tool, invocation: Invocation, ctx: ToolContext[Any]) -> None:
         grace = self._settings.cancel_grace if tool.cancel_grace is None else tool.cancel_grace
 
         def report(ended: ThreadResult) -> None:
@@ -309,7 +310,7 @@ class Batch:
             limiter=self._settings.limiter,
         )
 
-    def _tell_start(self, invocation: _Invocation) -> ToolStarted | None:
+    def _tell_start(self, invocation: Invocation) -> ToolStarted | None:
         if not is_on():
             return None
         use, seq = invocation.use, invocation.start_seq
@@ -327,7 +328,7 @@ class Batch:
         return told
 
     @staticmethod
-    def _tell_stop(told: ToolStarted, invocation: _Invocation) -> None:
+    def _tell_stop(told: ToolStarted, invocation: Invocation) -> None:
         # Without an outcome there is a cancel on its way: the batch is settled behind it.
         outcome, duration = invocation.outcome or "cancelled", invocation.duration
         if invocation.outcome is None and invocation.started is not None:
@@ -364,11 +365,11 @@ class Batch:
             emit=emit,
         )
 
-    def _unannounced(self) -> list[_Invocation]:
+    def _unannounced(self) -> list[Invocation]:
         return [i for i in self._invocations if i.start_seq is not None and i.end_seq is None]
 
     @staticmethod
-    def _end_event(invocation: _Invocation) -> ToolEnd:
+    def _end_event(invocation: Invocation) -> ToolEnd:
         use, start = invocation.use, invocation.start_seq
         assert start is not None
         return ToolEnd(
@@ -383,13 +384,9 @@ class Batch:
         )
 
 
-def _log_refused(invocation: _Invocation) -> None:
-    logger.warning("tool call %s %s refused: %s", invocation.use.name, invocation.use.id, _text(invocation.output))
-
-
-def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
+def _groups(invocations: list[Invocation]) -> Iterator[list[Invocation]]:
     """Split at the barriers: runs of concurrent calls, and the others one by one."""
-    group: list[_Invocation] = []
+    group: list[Invocation] = []
     for invocation in invocations:
         if invocation.concurrent:
             group.append(invocation)
@@ -400,22 +397,3 @@ def _groups(invocations: list[_Invocation]) -> Iterator[list[_Invocation]]:
         group = []
     if group:
         yield group
-
-
-def _explain(use: ToolUse, error: Exception) -> str:
-    """Say on one line what a tool raised; what its author did not mean for the model goes to the log in full."""
-    if isinstance(error, ToolError):
-        return str(error) or type(error).__name__
-    logger.error("tool %s raised", use.name, exc_info=error)
-    return clip(" ".join(f"{type(error).__name__}: {error}".split()), _LONGEST_ERROR)
-
-
-def _too_slow(timeout: float, *, started: bool) -> str:
-    if started:
-        return f"timed out after {timeout:g} seconds; ask for less at once, or do it another way"
-    return f"found no free thread within {timeout:g} seconds: earlier calls hold them all; try again later"
-
-
-def _text(output: ToolOutput) -> str:
-    content = output.content
-    return content if isinstance(content, str) else "".join(b.text for b in content if isinstance(b, Text))
