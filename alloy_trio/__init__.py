@@ -12,7 +12,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
-#   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history · _budget _reservation (the ledger) ·
+#   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history _mailbox · _budget _reservation (the ledger) ·
 #                      _catalog (and its data; _catalog_make writes that) _overrides
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks ·
 #                      tools/_tool _schema _context _output _threads
@@ -23,6 +23,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output · providers/_names
 #   5  the run         _run
+#      the agent       _agent (its handle) _agent_config · _desk _requests _living (its life) · _journal
 #   6  doors           repl/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
@@ -30,6 +31,11 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 
 from __future__ import annotations
 
+from ._agent import Agent as Agent
+from ._agent import Health as Health
+from ._agent import open_agent as open_agent
+from ._agent_config import AgentConfig as AgentConfig
+from ._agent_config import AgentOptions as AgentOptions
 from ._budget import Budget as Budget
 from ._compaction import Compaction as Compaction
 from ._errors import AgentBusy as AgentBusy
@@ -74,6 +80,7 @@ from ._middleware import Middleware as Middleware
 from ._middleware import RunState as RunState
 from ._options import RunOptions as RunOptions
 from ._price import Price as Price
+from ._requests import Pending as Pending
 from ._result import Result as Result
 from ._result import ToolCall as ToolCall
 from ._run import EventStream as EventStream
@@ -87,10 +94,13 @@ from .tools._context import ToolContext as ToolContext
 from .tools._tool import tool as tool
 
 __all__ = [
+    "Agent",
     "AgentBusy",
     "AgentClosed",
+    "AgentConfig",
     "AgentCrashed",
     "AgentIdle",
+    "AgentOptions",
     "AlloyError",
     "Audio",
     "AuthenticationError",
@@ -104,6 +114,7 @@ __all__ = [
     "EditCall",
     "EventStream",
     "Halted",
+    "Health",
     "Image",
     "InvalidOption",
     "Message",
@@ -111,6 +122,7 @@ __all__ = [
     "ModelRetry",
     "Opaque",
     "Overloaded",
+    "Pending",
     "Price",
     "ProviderError",
     "ProviderTimeout",
@@ -137,6 +149,7 @@ __all__ = [
     "Usage",
     "Video",
     "WireError",
+    "open_agent",
     "run",
     "run_sync",
     "stream",

@@ -41,6 +41,7 @@ FLOORS = {
     "_events": 1,
     "_gate": 1,
     "_history": 1,
+    "_mailbox": 1,
     "_overrides": 1,
     "_reservation": 1,
     "_session": 1,
@@ -98,7 +99,13 @@ FLOORS = {
     "_summary": 4,
     "_turns": 4,
     "providers._names": 4,
-    # 5: the run
+    # 5: the run, the agent
+    "_agent": 5,
+    "_agent_config": 5,
+    "_desk": 5,
+    "_journal": 5,
+    "_living": 5,
+    "_requests": 5,
     "_run": 5,
     # 6: doors
     "_otel": 6,

@@ -1,0 +1,501 @@
+"""An agent: a conversation that lives in a task of its own, and is reached through a handle."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import attrs
+import trio
+
+from ._agent_config import AgentConfig, AgentOptions, freeze
+from ._background import Background
+from ._desk import as_message, part_of
+from ._errors import AgentIdle, InvalidOption, UnknownRequest
+from ._living import Core
+from ._requests import Pending
+from ._result import Result, Status
+from ._run import EventStream
+from ._usage import Usage
+from .supervision._spec import ChildSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from typing import Unpack
+
+    from ._budget import Budget
+    from ._emitter import Sink
+    from ._messages import Message, ToolUse
+    from ._requests import AgentRequest
+    from ._session import Session
+    from .providers._base import Provider
+    from .tools._tool import Tool
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """
+    How an agent is, at one moment: asked for by `Agent.health`, and answered at once, also in the middle of a run.
+
+    Attributes:
+        status: `idle`; `running` a request; `down` while its supervisor starts it again, or before it has begun; `closed`.
+        last_status: How the last run ended; None before the first.
+        turns: How many answers of the model the last run took.
+        message_count: How many messages the conversation had before the run under way.
+        usage: Tokens of all runs before that.
+        uptime: Seconds since the agent began, or was started again.
+        request_id: The id of the request under way.
+        pending_count: How many requests wait.
+        max_pending: How many of `send_message` may.
+        pending_approvals: How many calls wait for a person.
+        abandoned: How many threads of its tools were left running, up to now.
+        unsaved: Whether the store lacks something, because it could not be written.
+    """
+
+    status: Literal["idle", "running", "down", "closed"]
+    last_status: Status | None
+    turns: int
+    message_count: int
+    usage: Usage
+    uptime: float
+    request_id: str | None
+    pending_count: int
+    max_pending: int
+    pending_approvals: int
+    abandoned: int
+    unsaved: bool
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self.status == "running"
+
+
+class Agent:
+    """
+    A conversation that lives in a task of its own; this is the handle to it, which outlives restarts.
+
+    It takes one request at a time, in the order they were made; each runs in a cancel scope of its own. When the end of a
+    request is there, by whatever cause, nothing of it is running any more, but for threads that its outcome calls
+    `abandoned`, and the conversation is valid for every provider. Readers (`messages`, `usage`, `health`) answer at once, and
+    show what was before the run under way.
+
+    Made by `open_agent`, by `await nursery.start(Agent.serve, config)`, or by a supervisor of `Agent.child_spec(…)`.
+    It belongs to one Trio run, and to its thread.
+    """
+
+    def __init__(self, config: AgentConfig, *, _is_supervised: bool = False) -> None:
+        self._core = Core(self, config, is_supervised=_is_supervised)
+
+    @classmethod
+    async def serve(cls, config: AgentConfig, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """
+        Live in this task: `agent = await nursery.start(Agent.serve, AgentConfig(…))`. Ends by `agent.stop()`, or a cancel.
+
+        Raises:
+            AgentClosed: A `session_start` hook has halted.
+            StoreError: The session could not be read.
+            Exception: What broke the agent down.
+        """
+        await cls(config)._core.serve(task_status=task_status)
+
+    @classmethod
+    def child_spec(
+        cls,
+        config: AgentConfig | None = None,
+        /,
+        *,
+        restart: Literal["permanent", "transient", "temporary"] = "permanent",
+        shutdown: float = 5.0,
+        start_timeout: float = 30.0,
+        **options: Unpack[AgentOptions],
+    ) -> ChildSpec:
+        """
+        Say how a supervisor is to start an agent; its name, or else the id of its session, is the child's id.
+
+        The handle, what waits in its queue and its `max_budget_cents` outlive restarts; the conversation does where there is a
+        `session_store`. Without one each life begins with `messages=`.
+
+        Raises:
+            InvalidOption: Something about the options.
+            InvalidChildSpec: Something about the rest.
+        """
+        core = cls(freeze(config, dict(options)), _is_supervised=True)._core
+        return ChildSpec(
+            id=core.config.name or core.session.id,
+            start=core.serve,
+            restart=restart,
+            shutdown=shutdown,
+            start_timeout=start_timeout,
+            stop=core.finish,
+            on_gone=lambda _: core.close(),
+        )
+
+    # Requests
+
+    async def chat(self, prompt: str | Message, *, request_id: str | None = None) -> Result:
+        """
+        Ask something, wait for its turn, and return the result. Budgets around the caller pay for it, besides the agent's own.
+
+        A cancel of the caller, its deadline included, is one of the request, queued or running: it leaves once nothing of it
+        runs. What was done until then is in `messages`, unless `on_cancel="rollback"`.
+
+        Raises:
+            AgentBusy: The caller is a part of a request to the same agent, and would wait for itself.
+            AgentClosed: The agent has stopped, or stops before the request's turn comes.
+            AgentCrashed: The agent broke down.
+            RequestCancelled: Somebody else cancelled the request. `.result` has what was done, as with all that is raised.
+            StoreError: The answer is there, in `.result`, and could not be written down.
+            InvalidOption: The prompt is none, or the id is in use.
+            AlloyError: What a run raises: ProviderError, RunTimeout, UnknownPrice.
+        """
+        request = self._ask(prompt, request_id, None)
+        return await request.wait()
+
+    def stream_chat(self, prompt: str | Message, *, request_id: str | None = None) -> EventStream:
+        """
+        Do what `chat` does, and see it happen: `async with agent.stream_chat("…") as events:`, as with `alloy_trio.stream`.
+
+        Its turn is that of the moment in which it is entered. Leaving the body early cancels the request.
+        """
+        as_message(prompt)  # raises what is wrong with it now
+        return EventStream(_RequestSource(self, prompt, request_id))
+
+    async def send_message(
+        self, prompt: str | Message, *, request_id: str | None = None, budget: Budget | None = None
+    ) -> Pending:
+        """
+        Ask something, and go on at once: it starts if the agent is idle, or is queued if `max_pending` allows.
+
+        The result is `await pending.result()`, and is published on `agent:<session id>:responses`, exactly once. Nothing of the
+        sender's goes with it: no deadline, and no budget but the one given here.
+
+        Raises:
+            AgentBusy: The agent is busy, and `max_pending` is 0.
+            QueueFull: As many requests wait as `max_pending` allows.
+            AgentClosed: The agent has stopped.
+            InvalidOption: The prompt is none, or the id is in use.
+        """
+        await trio.lowlevel.checkpoint()
+        return Pending(self._core.submit(prompt, request_id, budget=budget))
+
+    async def cancel_request(self, request_id: str) -> bool:
+        """
+        Cancel a request, queued or running. Returns once nothing of it runs, and whether that has won: False if it was over.
+
+        Raises:
+            UnknownRequest: No request of that id is queued or running.
+        """
+        request = self._core.requests.get(request_id)
+        if request is None:
+            known = ", ".join(self._core.requests) or "there are none"
+            raise UnknownRequest(f"no request {request_id!r:.100} is queued or running; those that are: {known}")
+        won = request.cancel()
+        await request.done.wait()
+        return won
+
+    async def wait_idle(self) -> None:
+        """
+        Wait until no request is under way, and none waits.
+
+        Raises:
+            AgentBusy: The caller is a part of one of them.
+        """
+        self._core.refuse_own("wait_idle()")
+        await trio.lowlevel.checkpoint()
+        while requests := self._core.requests:
+            await next(reversed(requests.values())).done.wait()
+
+    def _ask(self, prompt: str | Message, request_id: str | None, sink: Sink | None) -> AgentRequest:
+        self._core.refuse_own("chat()" if sink is None else "stream_chat()")
+        return self._core.submit(
+            prompt,
+            request_id,
+            context=contextvars.copy_context(),
+            sink=sink,
+            deadline=trio.current_effective_deadline(),
+        )
+
+    # The run under way
+
+    async def steer(self, prompt: str | Message, *, interrupt: Literal["stream", "turn"] | None = None) -> None:
+        """
+        Say something to the run under way. It joins the conversation at the next turn's boundary, behind the results.
+
+        Args:
+            prompt: What to say.
+            interrupt: `"stream"` cuts an answer that is just being streamed, and waits for tools; `"turn"` cuts these too.
+                The run goes on, with what was said.
+
+        Raises:
+            AgentIdle: There is no run, or its end is decided: what was said is not lost, `chat` takes it.
+            InvalidOption: It is no text, and no user's message.
+        """
+        if interrupt not in {None, "stream", "turn"}:
+            raise InvalidOption(f'interrupt={interrupt!r:.50} has to be None, "stream" or "turn"')
+        said = as_message(prompt).content
+        await trio.lowlevel.checkpoint()
+        request = self._core.serving
+        if request is None:
+            raise AgentIdle("there is no run to steer: chat(…) begins one")
+        request.controls.say(said, interrupt)
+
+    async def cancel_tool(self, call_id: str) -> bool:
+        """
+        End one tool call of the run under way: the model is told that the user has cancelled it, and its siblings go on.
+
+        Returns once nothing of it runs, and whether it ended by that.
+
+        Raises:
+            UnknownRequest: No such call is under way.
+        """
+        request = self._core.current
+        batch = None if request is None else request.controls.batch
+        if batch is None or call_id not in batch.open_calls:
+            known = ", ".join(() if batch is None else batch.open_calls) or "there are none"
+            raise UnknownRequest(f"no tool call {call_id!r:.100} is under way; those that are: {known}")
+        return await batch.stop(call_id, "cancelled by the user")
+
+    def pending_approvals(self) -> tuple[ToolUse, ...]:
+        """Return the calls that wait for a person, in order: those for which a hook awaits `state.approval(call)`."""
+        request = self._core.current
+        return () if request is None else tuple(each.call for each in request.controls.approvals.values())
+
+    def approve(self, call_id: str, input: Mapping[str, Any] | None = None) -> None:  # noqa: A002 - the word for it
+        """
+        Let a call run that waits, or let it run with another input; the history keeps the model's own.
+
+        Raises:
+            UnknownRequest: No such call waits.
+            InvalidOption: The input does not fit the tool; the call goes on waiting.
+        """
+        self._waiting(call_id).controls.approve(call_id, None if input is None else dict(input))
+
+    def deny(self, call_id: str, reason: str = "the user has denied it") -> None:
+        """
+        Refuse a call that waits; the model is told the reason.
+
+        Raises:
+            UnknownRequest: No such call waits.
+        """
+        self._waiting(call_id).controls.deny(call_id, reason)
+
+    def _waiting(self, call_id: str) -> AgentRequest:
+        if self._core.current is None:
+            raise UnknownRequest(f"no call {call_id!r:.100} waits for approval: the agent is idle")
+        return self._core.current
+
+    # What it is like
+
+    @property
+    def name(self) -> str | None:
+        """What it is called."""
+        return self._core.config.name
+
+    @property
+    def session_id(self) -> str:
+        """The id of its conversation, and of its topics."""
+        return self._core.session.id
+
+    @property
+    def config(self) -> AgentConfig:
+        """The options of the next run."""
+        return self._core.config
+
+    @property
+    def tools(self) -> Mapping[str, Tool]:
+        """The tools of the next run, by name."""
+        return self._core.tools
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation, as it was before the run under way."""
+        return self._core.shown.messages
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all runs before the one under way."""
+        return self._core.shown.usage
+
+    def health(self) -> Health:
+        """Say how the agent is. Answers at once, whatever it does."""
+        core = self._core
+        status: Literal["idle", "running", "down", "closed"] = "idle" if core.is_up else "down"
+        if core.is_closed:
+            status = "closed"
+        elif core.current is not None:
+            status = "running"
+        return Health(
+            status=status,
+            last_status=core.last_status,
+            turns=core.last_turns,
+            message_count=len(self.messages),
+            usage=self.usage,
+            uptime=trio.current_time() - core.started_at if core.is_up else 0.0,
+            request_id=None if core.current is None else core.current.id,
+            pending_count=len(core.waiting),
+            max_pending=core.config.max_pending,
+            pending_approvals=len(self.pending_approvals()),
+            abandoned=core.abandoned,
+            unsaved=core.is_unsaved,
+        )
+
+    def export_session(self) -> Session:
+        """Return a copy of the conversation as it was before the run under way: `to_json()` makes it text."""
+        return self._core.export()
+
+    # Changes
+
+    async def reset(self) -> None:
+        """
+        Begin the conversation anew; options, session id and budget stay.
+
+        Raises:
+            AgentBusy: A run is on, or a request waits.
+            StoreError: The store could not be told.
+        """
+        self._core.refuse_busy("reset()")
+        await trio.lowlevel.checkpoint()
+        self._core.refuse_busy("reset()")
+        await self._core.reset()
+
+    async def set_model(self, provider: Provider | str) -> None:
+        """
+        Go on with another model; conversation, usage, tools and instructions stay. `context_tokens` is that of the new one, unless
+        it was given.
+
+        Raises:
+            AgentBusy: A run is on, or a request waits.
+            InvalidOption: It is no provider.
+        """
+        self._core.refuse_busy("set_model()")
+        await trio.lowlevel.checkpoint()
+        self._core.refuse_busy("set_model()")
+        self._core.reconfigure(self._core.config.but(provider=provider))
+
+    def reload(
+        self,
+        *,
+        tools: Iterable[Tool] | None = None,
+        middleware: Sequence[object] | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        """
+        Change what the next runs have, and those after a restart; the run under way ends with what it has. What is None stays.
+
+        Raises:
+            InvalidOption: Something about them; then nothing has changed.
+        """
+        given = {"tools": tools, "middleware": middleware, "system_prompt": system_prompt}
+        changes = {name: value for name, value in given.items() if value is not None}
+        self._core.reconfigure(self._core.config.but(**changes))
+
+    async def stop(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - a grace, not a deadline of the call
+        """
+        Stop: let the run under way finish within `timeout` seconds, else cancel it. Returns once nothing of the agent runs.
+
+        Requests that wait are refused with `AgentClosed`. A permanent child of a supervisor is started again by it, and serves them.
+
+        Raises:
+            AgentBusy: The caller is a part of a request to this agent.
+        """
+        core = self._core
+        core.refuse_own("stop()")
+        await trio.lowlevel.checkpoint()
+        if not core.is_up:
+            return
+        core.finish()
+        with trio.move_on_after(timeout):
+            await core.down.wait()
+        if core.current is not None:
+            core.current.cancel()
+        await core.down.wait()
+
+    def __repr__(self) -> str:
+        return f"<Agent: {self._core.config.name or self.session_id}, {self.health().status}>"
+
+
+class _RequestSource:
+    """A stream's events from a run of an agent's."""
+
+    def __init__(self, agent: Agent, prompt: str | Message, request_id: str | None) -> None:
+        self._agent = agent
+        self._prompt = prompt
+        self._request_id = request_id
+        self._request: AgentRequest | None = None
+        self._inside = contextlib.ExitStack()
+
+    def begin(self, sink: Sink) -> None:
+        self._request = self._agent._ask(self._prompt, self._request_id, sink)  # noqa: SLF001 - the agent's own
+        self._inside.enter_context(
+            part_of(self._request)
+        )  # the body must not wait for the agent, whose run waits for it
+
+    async def drive(self) -> None:
+        assert self._request is not None
+        await self._request.wait()
+
+    def outcome(self) -> Result | None:
+        request = self._request
+        return request.result if request is not None and request.done.is_set() else None
+
+    def failure(self) -> Exception | None:
+        request = self._request
+        return None if request is None or request.is_cancelled else request.error
+
+    def end(self) -> None:
+        self._inside.close()
+
+
+@contextlib.asynccontextmanager
+async def open_agent(config: AgentConfig | None = None, /, **options: Unpack[AgentOptions]) -> AsyncIterator[Agent]:
+    """
+    Open an agent that lives as long as the body: `async with open_agent(provider=…) as agent:`.
+
+    Leaving the body cancels what runs, and returns once nothing does; `await agent.stop()`, or `wait_idle()`, before that lets it
+    finish. The body's exception leaves as it came; if the agent has broken down besides, a note on it says so.
+
+    Args:
+        config: Options that were checked before, for many agents.
+        **options: See `AgentOptions`; they go before those of `config`. `provider=` is needed.
+
+    Raises:
+        InvalidOption: Something about the options.
+        AgentClosed: A `session_start` hook has halted.
+        StoreError: The session could not be read.
+    """
+    agent = Agent(freeze(config, dict(options)))
+    ready = trio.Event()
+    life = Background(partial(_live, agent, ready))
+    try:
+        async with life:
+            await ready.wait()
+            if agent._core.is_up:  # noqa: SLF001 - the agent's own
+                yield agent
+    except Exception as error:
+        if life.error is not None:
+            error.add_note(f"The agent had broken down as well: {type(life.error).__name__}: {life.error}")
+        raise
+    if life.error is not None:
+        raise life.error
+
+
+async def _live(agent: Agent, ready: trio.Event) -> None:
+    status = _Started(ready.set)
+    try:
+        await agent._core.serve(task_status=status)  # noqa: SLF001 - the agent's own
+    finally:
+        ready.set()
+
+
+@attrs.frozen
+class _Started:
+    """Says that the agent is there."""
+
+    _tell: Callable[[], None]
+
+    def started(self, _: object = None) -> None:
+        self._tell()
