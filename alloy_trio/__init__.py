@@ -31,11 +31,6 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 
 from __future__ import annotations
 
-from ._agent import Agent as Agent
-from ._agent import Health as Health
-from ._agent import open_agent as open_agent
-from ._agent_config import AgentConfig as AgentConfig
-from ._agent_config import AgentOptions as AgentOptions
 from ._budget import Budget as Budget
 from ._compaction import Compaction as Compaction
 from ._errors import AgentBusy as AgentBusy
@@ -80,7 +75,6 @@ from ._middleware import Middleware as Middleware
 from ._middleware import RunState as RunState
 from ._options import RunOptions as RunOptions
 from ._price import Price as Price
-from ._requests import Pending as Pending
 from ._result import Result as Result
 from ._result import ToolCall as ToolCall
 from ._run import EventStream as EventStream
@@ -94,13 +88,10 @@ from .tools._context import ToolContext as ToolContext
 from .tools._tool import tool as tool
 
 __all__ = [
-    "Agent",
     "AgentBusy",
     "AgentClosed",
-    "AgentConfig",
     "AgentCrashed",
     "AgentIdle",
-    "AgentOptions",
     "AlloyError",
     "Audio",
     "AuthenticationError",
@@ -114,7 +105,6 @@ __all__ = [
     "EditCall",
     "EventStream",
     "Halted",
-    "Health",
     "Image",
     "InvalidOption",
     "Message",
@@ -122,7 +112,6 @@ __all__ = [
     "ModelRetry",
     "Opaque",
     "Overloaded",
-    "Pending",
     "Price",
     "ProviderError",
     "ProviderTimeout",
@@ -149,7 +138,6 @@ __all__ = [
     "Usage",
     "Video",
     "WireError",
-    "open_agent",
     "run",
     "run_sync",
     "stream",
