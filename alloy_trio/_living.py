@@ -39,7 +39,7 @@ from ._result import Result
 from ._session import Session
 from ._usage import Usage
 from ._util import single
-from .pubsub._pubsub import Lost
+from .pubsub._subscription import Lost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +111,7 @@ class Core(Desk):
             has_begun = True
             async with trio.open_nursery() as nursery:
                 if topics:
-                    await nursery.start(self._listen, topics)
+                    await nursery.start(self._listen_safely, topics)
                 self.is_up, self.started_at, self.down = True, trio.current_time(), trio.Event()
                 task_status.started(self.handle)
                 await self._work(nursery)
@@ -354,6 +354,13 @@ class Core(Desk):
         return failure
 
     # What comes by itself
+
+    async def _listen_safely(self, topics: tuple[str, ...], *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await self._listen(topics, task_status=task_status)
+        except Exception as error:
+            self._crash = error  # so that the request under way is told why it ends
+            raise
 
     async def _listen(self, topics: tuple[str, ...], *, task_status: trio.TaskStatus[None]) -> None:
         assert self.config.pubsub is not None

@@ -106,6 +106,7 @@ class Batch:
             invocation.scope = None
             if invocation.stopped is not None:
                 invocation.end_stopped()
+                invocation.ended.set()
                 continue
             match verdict:
                 case BlockCall(reason):
@@ -142,8 +143,9 @@ class Batch:
         invocation = next((i for i in self._invocations if i.use.id == use_id), None)
         if invocation is None:
             raise LookupError(f"no call {use_id!r:.100} is under way; those that are: {', '.join(self.open_calls)}")
+        runs = invocation.scope is not None
         stopped = invocation.stop(reason)
-        if invocation.started is not None:
+        if runs:
             await invocation.ended.wait()
         return stopped and invocation.outcome != "ok"
 
