@@ -7,13 +7,13 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
+# `.providers`, `.tools`, `.pubsub`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
 #   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history _mailbox · _budget _reservation (the ledger) ·
-#                      _catalog (and its data; _catalog_make writes that) _overrides
+#                      _catalog (and its data; _catalog_make writes that) _overrides · pubsub/
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks ·
 #                      tools/_tool _schema _context _output _threads
 #   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat (what is sent), _anthropic_reply

@@ -25,6 +25,7 @@ NAMESPACES = {
         "alloy_trio.events",
         "alloy_trio.otel",
         "alloy_trio.providers",
+        "alloy_trio.pubsub",
         "alloy_trio.telemetry",
         "alloy_trio.testing",
         "alloy_trio.tools",
@@ -43,6 +44,7 @@ PROMISED = {
     """,
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
+    "alloy_trio.pubsub": "PubSub Subscription Lost Lagged",
     "alloy_trio.tools": "Tool read write edit bash",
     "alloy_trio.telemetry": "Instrument add_instrument remove_instrument",
     "alloy_trio.otel": "OTelInstrument",
@@ -66,6 +68,7 @@ PRESENT = {
     "alloy_trio.otel": PROMISED["alloy_trio.otel"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
+    "alloy_trio.pubsub": PROMISED["alloy_trio.pubsub"],
     "alloy_trio.tools": PROMISED["alloy_trio.tools"],
     "alloy_trio.testing": PROMISED["alloy_trio.testing"],
 }

@@ -46,6 +46,9 @@ FLOORS = {
     "_reservation": 1,
     "_session": 1,
     "_telemetry": 1,
+    "pubsub._pubsub": 1,
+    "pubsub._subscription": 1,
+    "pubsub._topics": 1,
     # 2: languages
     "providers._base": 2,
     "providers._checks": 2,
@@ -118,7 +121,7 @@ FLOORS = {
     "__main__": 6,
 }
 
-FACADES = {"", "events", "otel", "providers", "repl", "telemetry", "testing", "tools"}  # "" is alloy_trio itself
+FACADES = {"", "events", "otel", "providers", "pubsub", "repl", "telemetry", "testing", "tools"}  # "" is alloy_trio itself
 
 PURE = re.compile(
     r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks)"
