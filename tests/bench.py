@@ -15,11 +15,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias
 
 import trio
+import trio.testing
 
 import alloy_trio
 from alloy_trio import Budget, Message, Middleware, Price, RunOptions, RunState, ToolUse, tool
 from alloy_trio._history import History
 from alloy_trio._telemetry import is_on
+from alloy_trio.pubsub import PubSub, Subscription
 from alloy_trio.telemetry import Instrument, TelemetryEvent, add_instrument, remove_instrument
 from alloy_trio.testing import ScriptedProvider, tool_call
 
@@ -99,6 +101,35 @@ def _catalog() -> float:
     return min(times)
 
 
+async def _publish(held: int, reading: str) -> float:
+    """Return microseconds for one publish to `held` subscribers, who have `room`, `lag`, or wait in `receive`."""
+    pubsub, best, times = PubSub(), float("inf"), max(1, 20_000 // held)
+
+    async def read(subscription: Subscription) -> None:
+        async for _ in subscription:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        for each in range(held):
+            buffer = times * _ROUNDS if reading == "room" else 64
+            subscription = pubsub.subscribe("agent:7:events", f"other:{each}:*", buffer=buffer)
+            if reading == "wait":
+                nursery.start_soon(read, subscription)
+        for _ in range(64 if reading == "lag" else 0):
+            pubsub.publish("agent:7:events", 0)
+        for _ in range(_ROUNDS):
+            spent = 0.0
+            for each in range(times):
+                if reading == "wait":
+                    await trio.testing.wait_all_tasks_blocked()
+                started = time.process_time()
+                pubsub.publish("agent:7:events", each)
+                spent += time.process_time() - started
+            best = min(best, spent / times)
+        nursery.cancel_scope.cancel()
+    return best * 1e6
+
+
 async def _is_on() -> float:
     async def ask() -> None:
         for _ in range(1000):
@@ -141,6 +172,11 @@ async def _main() -> None:
 
     for held in (10, 5000):
         say(f"a message appended to {held:,}", await _append(held, 1000))
+    for held in (1, 100, 10_000):
+        for reading, what in (("room", "who have room"), ("wait", "who wait for it"), ("lag", "who lag")):
+            once = await _publish(held, reading)
+            say(f"a publish to {held:,} {what}, per subscriber", once / held)
+            say("  publishes", 1e6 / once, "a second")
     say("the catalog, when it is asked first", _catalog(), "ms")
 
 

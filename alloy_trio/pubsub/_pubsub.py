@@ -43,6 +43,8 @@ class PubSub:
     """
     Hands messages to whoever has subscribed to their topic.
 
+    For instance::
+
         with pubsub.subscribe("agent:*:events", buffer=100) as subscription:
             async for message in subscription: …
 
