@@ -100,7 +100,7 @@ class Agent:
             StoreError: The session could not be read.
             Exception: What broke the agent down.
         """
-        await cls(config)._core.serve(task_status=task_status)
+        await cls(config)._core.serve(task_status=task_status)  # noqa: SLF001 - its own
 
     @classmethod
     def child_spec(
@@ -123,7 +123,7 @@ class Agent:
             InvalidOption: Something about the options.
             InvalidChildSpec: Something about the rest.
         """
-        core = cls(freeze(config, dict(options)), _is_supervised=True)._core
+        core = cls(freeze(config, dict(options)), _is_supervised=True)._core  # noqa: SLF001 - its own
         return ChildSpec(
             id=core.config.name or core.session.id,
             start=core.serve,
@@ -364,8 +364,9 @@ class Agent:
 
     async def set_model(self, provider: Provider | str) -> None:
         """
-        Go on with another model; conversation, usage, tools and instructions stay. `context_tokens` is that of the new one, unless
-        it was given.
+        Go on with another model; conversation, usage, tools and instructions stay.
+
+        `context_tokens` is that of the new one, unless it was given.
 
         Raises:
             AgentBusy: A run is on, or a request waits.
@@ -453,7 +454,10 @@ class _RequestSource:
 @contextlib.asynccontextmanager
 async def open_agent(config: AgentConfig | None = None, /, **options: Unpack[AgentOptions]) -> AsyncIterator[Agent]:
     """
-    Open an agent that lives as long as the body: `async with open_agent(provider=…) as agent:`.
+    Open an agent that lives as long as the body.
+
+        async with open_agent(provider="demo") as agent:
+            result = await agent.chat("Hello")
 
     Leaving the body cancels what runs, and returns once nothing does; `await agent.stop()`, or `wait_idle()`, before that lets it
     finish. The body's exception leaves as it came; if the agent has broken down besides, a note on it says so.

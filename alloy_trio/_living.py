@@ -15,8 +15,9 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
+import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -40,6 +41,7 @@ from ._session import Session
 from ._usage import Usage
 from ._util import single
 from .pubsub._subscription import Lost
+from .pubsub._topics import split_topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +79,7 @@ class Core(Desk):
         self.started_at: float = 0.0
         self._journal: StoreJournal | None = None
         self._taking: trio.CancelScope | None = None
+        self._changing: trio.Event | None = None  # set once a change that no run may see half of is made
         self._crash: Exception | None = None
         cents = config.options.get("max_budget_cents")
         self._budgets: tuple[Budget, ...] = () if cents is None else (Budget(cents=cents),)
@@ -103,7 +106,8 @@ class Core(Desk):
         """
         if self.is_up:
             raise RuntimeError(f"{self.label} is running already: each agent lives once at a time")
-        self._check_open()
+        if not self.is_supervised:
+            self._check_open()
         failure: Exception | None = None
         has_begun = False
         try:
@@ -120,9 +124,14 @@ class Core(Desk):
             failure = self._crash = single(error)
         finally:
             self.is_up = self.is_stopping = False
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + self._run_config.cancel_grace):
+            grace = self._run_config.cancel_grace
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + grace) as scope:
                 if has_begun:
                     await self._shut_down()
+            if scope.cancelled_caught:
+                logger.warning(
+                    "%s took longer than cancel_grace=%g seconds to stop, and was cut short", self.label, grace
+                )
             if not self.is_supervised:
                 self.close()
             self.down.set()
@@ -131,14 +140,13 @@ class Core(Desk):
 
     async def _start(self) -> tuple[str, ...]:
         """Restore the session, and call the first hooks. Returns the topics to listen to."""
-        self._crash, self.is_stopping = None, False
+        self._crash, self.is_stopping, self.is_closed = None, False, False
+        self._context = dict(self.config.options.get("context") or {})
         self.base = contextvars.copy_context()
         self.base.run(part_of_none)
-        if "session" in self.config.options and self.config.options["session"] is not None:
-            session = self._first
-        else:
-            session = Session(id=self._first.id, messages=self._first.messages)
-        await self._open(session)
+        first = self._first
+        is_given = self.config.options.get("session") is not None  # one of the user's goes on as it is
+        await self._open(first if is_given else Session(id=first.id, messages=first.messages))
         run = prepare(self._run_config, None, self.session.id, streaming=False)
         try:
             await run.hooks.fire("session_start", run.view)
@@ -150,6 +158,8 @@ class Core(Desk):
             self.session.id = str(named)
             await self._open(self.session)
         self._run_config = self._configured(self.session)
+        if self.config.pubsub is not None:
+            split_topic(f"agent:{self.session.id}:events")  # raises, now, what is wrong with the id
         return (*self.config.subscribe, *(run.context.get("subscribe") or ()))
 
     async def _open(self, session: Session) -> None:
@@ -184,6 +194,10 @@ class Core(Desk):
                 request = await self.mailbox.take()
             if self._taking.cancelled_caught:
                 return
+            while self._changing is not None:
+                await self._changing.wait()
+            if request.state != "queued":
+                continue  # cancelled meanwhile
             self.current, request.state = request, "running"
             request.context.run(nursery.start_soon, self._perform, request)
             await request.done.wait()
@@ -282,9 +296,12 @@ class Core(Desk):
         if self._is_undone(request):
             self.session.messages, self.session.prefix, self.session.metadata = request.before
         self._show()
-        request.result = result = self._result_of(request)
-        self.last_status, self.last_turns = result.status, result.turns
-        self.abandoned += sum(call.outcome == "abandoned" for call in result.tool_calls)
+        self.last_status = "error" if outcome is None else outcome.status
+        if request.is_cancelled:
+            self.last_status = "cancelled"
+        if outcome is not None:
+            self.last_turns = outcome.turns
+            self.abandoned += sum(call.outcome == "abandoned" for call in outcome.tool_calls)
 
     def _is_undone(self, request: AgentRequest) -> bool:
         return request.is_cancelled and self.config.on_cancel == "rollback"
@@ -293,8 +310,7 @@ class Core(Desk):
         """Do what follows a commit, and cannot be cancelled: write down, publish, answer."""
         if request.state == "running":  # it never got as far as to settle
             self._commit(request)
-        result = request.result
-        assert result is not None
+        result = self._result_of(request)
         error = None if result.status == "halted" else result.error
         try:
             unsaved = await self._saved(request, None if self._is_undone(request) else result)
@@ -321,7 +337,7 @@ class Core(Desk):
             said.__cause__ = self._crash
         return attrs.evolve(
             outcome,
-            status="cancelled",
+            status="cancelled" if self._crash is None else "error",
             error=said,
             messages=self.session.messages,
             request_id=request.id,
@@ -381,7 +397,7 @@ class Core(Desk):
         """A message that began no run is not lost in silence."""
         logger.warning("%s did not take a message from its topics: %s", self.label, refused)
         event = Custom("message_refused", {"message": str(message)[:200], "reason": str(refused)})
-        envelope = Envelope(seq=1, correlation_id=self.session.id, turn=0, ts=trio.current_time(), event=event)
+        envelope = Envelope(seq=1, correlation_id=self.session.id, turn=0, ts=time.time(), event=event)
         if self.config.pubsub is not None:
             self.config.pubsub.publish(f"agent:{self.session.id}:events", (envelope,))
 
@@ -398,13 +414,13 @@ class Core(Desk):
 
     async def reset(self) -> None:
         """Begin the conversation anew. Raises StoreError."""
-        self.session.update((), Usage())
-        self.session.metadata, self.session.prefix = {}, None
-        self._show()
-        if (failure := await self._saved(None, None)) is not None:
-            raise failure
-
-
-def agent_of(handle: Any) -> Core:
-    """Return what is behind a handle."""
-    return cast("Core", handle._core)  # noqa: SLF001 - its other half
+        changed = self._changing = trio.Event()
+        try:
+            self.session.update((), Usage())
+            self.session.metadata, self.session.prefix = {}, None
+            self._show()
+            if (failure := await self._saved(None, None)) is not None:
+                raise failure
+        finally:
+            self._changing = None
+            changed.set()
