@@ -14,7 +14,7 @@ import trio
 from ._agent_config import AgentConfig, AgentOptions, freeze
 from ._background import Background
 from ._desk import as_message, part_of
-from ._errors import AgentIdle, InvalidOption, UnknownRequest
+from ._errors import AgentIdle, InvalidOption, RequestCancelled, UnknownRequest
 from ._living import Core
 from ._requests import Pending
 from ._result import Result, Status
@@ -444,8 +444,8 @@ class _RequestSource:
         return request.result if request is not None and request.done.is_set() else None
 
     def failure(self) -> Exception | None:
-        request = self._request
-        return None if request is None or request.is_cancelled else request.error
+        error = None if self._request is None else self._request.error
+        return None if isinstance(error, RequestCancelled) else error  # the stream raises one of its own
 
     def end(self) -> None:
         self._inside.close()
