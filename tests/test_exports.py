@@ -26,6 +26,7 @@ NAMESPACES = {
         "alloy_trio.otel",
         "alloy_trio.providers",
         "alloy_trio.pubsub",
+        "alloy_trio.reload",
         "alloy_trio.telemetry",
         "alloy_trio.testing",
         "alloy_trio.tools",
@@ -48,6 +49,7 @@ PROMISED = {
     "alloy_trio.tools": "Tool read write edit bash",
     "alloy_trio.telemetry": "Instrument add_instrument remove_instrument",
     "alloy_trio.otel": "OTelInstrument",
+    "alloy_trio.reload": "ReloadFailed Reloadable Reloaded reload_modules watch",
     "alloy_trio.testing": """
         ScriptedProvider text tool_call error delay run_with_responses assert_tool_called refute_tool_called last_text
         tool_calls assert_no_orphans
@@ -66,6 +68,7 @@ PRESENT = {
     """,
     "alloy_trio.telemetry": PROMISED["alloy_trio.telemetry"],
     "alloy_trio.otel": PROMISED["alloy_trio.otel"],
+    "alloy_trio.reload": PROMISED["alloy_trio.reload"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
     "alloy_trio.pubsub": PROMISED["alloy_trio.pubsub"],

@@ -106,10 +106,14 @@ FLOORS = {
     "_agent": 5,
     "_agent_config": 5,
     "_desk": 5,
+    "_fresh": 5,
     "_journal": 5,
     "_living": 5,
+    "_rebind": 5,
+    "_reload": 5,
     "_requests": 5,
     "_run": 5,
+    "_watch": 5,
     # 6: doors
     "_otel": 6,
     "_otel_names": 6,
@@ -121,7 +125,7 @@ FLOORS = {
     "__main__": 6,
 }
 
-FACADES = {"", "events", "otel", "providers", "pubsub", "repl", "telemetry", "testing", "tools"}  # "" is alloy_trio itself
+FACADES = {"", "events", "otel", "providers", "pubsub", "reload", "repl", "telemetry", "testing", "tools"}  # "" is alloy_trio itself
 
 PURE = re.compile(
     r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks)"
@@ -131,6 +135,7 @@ ONLY_IN = {
     "httpx": {"providers._http"},
     "cattrs": {"_codec"},
     "opentelemetry": {"_otel"},
+    "watchfiles": {"_watch"},
     "json": set[str](),  # msgspec reads and writes ours
     "asyncio": set[str](),
     "anyio": set[str](),

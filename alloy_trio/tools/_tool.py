@@ -73,6 +73,9 @@ class Tool:
         repr=False,
         alias="_parse",
     )
+    _root: Tool | None = attrs.field(
+        default=None, repr=False, alias="_root"
+    )  # what `evolve` made this of, first of all
 
     def __attrs_post_init__(self) -> None:
         for fault in _faults(self):
@@ -118,6 +121,7 @@ class Tool:
         """
         valid = [field.name for field in attrs.fields(type(self)) if not field.name.startswith("_")]
         _refuse_unknown(changes, valid)
+        changes["_root"] = None if "execute" in changes else self._root or self
         if "execute" in changes:
             changes["_function"] = None
         if "input_schema" in changes:
