@@ -25,7 +25,7 @@ from alloy_trio import (
     tool,
 )
 from alloy_trio.events import Custom, ToolEnd
-from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, text, tool_call
+from alloy_trio.testing import ScriptedProvider, assert_no_orphans, cancel_at_every_checkpoint, delay, text, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,19 +58,6 @@ SCRIPT: list[Script] = [
 TOOLS = [wait, swallow]
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope when the Trio loop takes its nth step."""
-
-    def __init__(self, step: int, scope: trio.CancelScope) -> None:
-        self.left = step
-        self.scope = scope
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.scope.cancel()
-
-
 async def scenario(session: Session, *, streaming: bool) -> None:
     provider = ScriptedProvider(SCRIPT)
     if not streaming:
@@ -81,31 +68,21 @@ async def scenario(session: Session, *, streaming: bool) -> None:
             pass
 
 
-async def cancelled_at(step: int, *, streaming: bool) -> tuple[bool, Session]:
-    session = Session()
-    with trio.CancelScope() as scope:
-        instrument = CancelAtStep(step, scope)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            with assert_no_orphans():
-                await scenario(session, streaming=streaming)
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    return scope.cancelled_caught, session
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_cancelled_at_every_checkpoint(streaming: bool, autojump_clock: object) -> None:
     """Parallel tools, three turns: at each step of the loop the tasks are gone and every wire takes the history."""
-    lengths = set()
-    step, cancelled = 0, True
-    while cancelled:
-        step += 1
-        cancelled, session = await cancelled_at(step, streaming=streaming)
-        if session.messages:
-            check_history(session.messages, TOOLS)
-            lengths.add(len(session.messages))
-    assert step > 15
+    sessions: list[Session] = []
+
+    async def go() -> None:
+        sessions.append(Session())
+        await scenario(sessions[-1], streaming=streaming)
+
+    def check(_: None) -> None:
+        if sessions[-1].messages:
+            check_history(sessions[-1].messages, TOOLS)
+
+    assert await cancel_at_every_checkpoint(go, check=check) > 15
+    lengths = {len(session.messages) for session in sessions} - {0}
     assert lengths == {1, 2, 3, 5, 6} if streaming else lengths == {1, 3, 5, 6}
 
 
@@ -276,7 +253,7 @@ class assert_no_orphans_now:  # noqa: N801 - reads as the function it wraps
     def __enter__(self) -> None:
         from alloy_trio.testing import _asserts
 
-        names = [name for name in _asserts._running().values() if name.startswith("thread")]
+        names = [name for name in _asserts._things().values() if name.startswith("thread")]
         if names:
             raise AssertionError(names)
 

@@ -121,6 +121,7 @@ FLOORS = {
     "repl._show": 6,
     "repl._talk": 6,
     "testing._asserts": 6,
+    "testing._chaos": 6,
     "testing._script": 6,
     "__main__": 6,
 }

@@ -24,6 +24,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import attrs
 import trio
@@ -263,6 +264,8 @@ class HTTPProvider(abc.ABC):
             yield reply
         finally:
             await reply.aclose()
+            if self.http_client is None and (stream := reply.extensions.get("network_stream")):
+                _kept.get().add(stream.get_extra_info("socket"))
 
     @contextlib.contextmanager
     def _network_errors(self) -> Iterator[None]:
@@ -393,6 +396,7 @@ async def _read_error(body: _Body) -> bytes:
     return bytes(read)
 
 
+_kept: trio.lowlevel.RunVar[WeakSet[trio.socket.SocketType]] = trio.lowlevel.RunVar("alloy_trio connections")
 _shared_client: trio.lowlevel.RunVar[httpx.AsyncClient] = trio.lowlevel.RunVar("alloy_trio HTTP client")
 
 
@@ -405,6 +409,7 @@ async def _client() -> httpx.AsyncClient:
     except LookupError:
         client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
         _shared_client.set(client)
+        _kept.set(WeakSet())
         trio.lowlevel.spawn_system_task(_close_at_the_end, client, name="alloy_trio HTTP client")
         return client
 
@@ -415,3 +420,8 @@ async def _close_at_the_end(client: httpx.AsyncClient) -> None:
     finally:
         with trio.CancelScope(shield=True):
             await client.aclose()
+
+
+def idle_connections() -> set[int]:
+    """Return the file descriptors of the client's connections that have been kept for a next request."""
+    return {socket.fileno() for socket in _kept.get(WeakSet())}

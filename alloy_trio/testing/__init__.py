@@ -8,6 +8,8 @@ from ._asserts import assert_tool_called as assert_tool_called
 from ._asserts import last_text as last_text
 from ._asserts import refute_tool_called as refute_tool_called
 from ._asserts import tool_calls as tool_calls
+from ._chaos import cancel_at_checkpoint as cancel_at_checkpoint
+from ._chaos import cancel_at_every_checkpoint as cancel_at_every_checkpoint
 from ._script import ScriptedProvider as ScriptedProvider
 from ._script import delay as delay
 from ._script import error as error
@@ -19,6 +21,8 @@ __all__ = [
     "ScriptedProvider",
     "assert_no_orphans",
     "assert_tool_called",
+    "cancel_at_checkpoint",
+    "cancel_at_every_checkpoint",
     "delay",
     "error",
     "last_text",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ..providers._http import idle_connections
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -64,40 +66,60 @@ def _calls(result: Result) -> str:
 @contextlib.contextmanager
 def assert_no_orphans() -> Iterator[None]:
     """
-    Make sure that the body leaves nothing running: no Trio task, no tool's thread, no child process.
+    Make sure that the body leaves nothing: no Trio task, no tool's thread, no child process, no open socket, pipe or file.
 
-    Child processes are seen on Linux only. What was running before does not count. Checked also when the body raises, or is
+    What was there before does not count. Neither do idle connections of the providers' HTTP client, which lives until the end
+    of the Trio run. Child processes and file descriptors are seen on Linux only. Checked also when the body raises, or is
     cancelled: what it raised then is the context of the `AssertionError`.
 
     Raises:
         AssertionError: Something is left; the message names it.
     """
-    before = _running()
+    before = _things()
     try:
         yield
     finally:
-        left = sorted(set(_running().items()) - set(before.items()), key=str)
+        left = sorted(name for thing, name in _things().items() if thing not in before)
         if left:
-            raise AssertionError(f"still running: {', '.join(name for _, name in left)}")
+            raise AssertionError(f"left behind: {', '.join(left)}")
 
 
-def _running() -> dict[object, str]:
-    """Return what is running now: an identity and a name of each task, tool thread and child process."""
-    found: dict[object, str] = {task: f"task {task.name}" for task in _tasks(trio.lowlevel.current_root_task())}
+def _things() -> dict[object, str]:
+    """Return what there is now: an identity and a name of each task, tool thread, child process and file descriptor."""
+    found: dict[object, str] = {}
+    for task in all_tasks():
+        if not task.name.startswith("alloy_trio HTTP client"):  # ends with the Trio run
+            found[task] = f"task {task.name}"
     for thread in threading.enumerate():
         if thread.name.startswith("alloy_trio"):  # Trio renames its threads while they work for somebody
             found[thread] = f"thread {thread.name}"
     for children in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # a thread that has just ended
             found |= {("process", pid): f"process {pid}" for pid in children.read_text().split()}
+    return found | _descriptors()
+
+
+def _descriptors() -> dict[object, str]:
+    """
+    Return the open file descriptors, but for those of idle connections.
+
+    There are no other exceptions. Trio opens what it needs for itself (a wake-up socket, epoll) before it runs any task, and its
+    threads open nothing. An inode belongs to the identity, since numbers are used again; a name does not, since files are renamed.
+    """
+    found: dict[object, str] = {}
+    idle = idle_connections()
+    for entry in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # the one through which the folder is read
+            number, status = int(entry.name), entry.stat()
+            if number not in idle:
+                found["fd", number, status.st_dev, status.st_ino] = f"file descriptor {number} ({entry.readlink()})"
     return found
 
 
-def _tasks(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
-    if task is None:
-        return
-    if not task.name.startswith("alloy_trio HTTP client"):  # ends with the Trio run
-        yield task
-    for nursery in task.child_nurseries:
-        for child in nursery.child_tasks:
-            yield from _tasks(child)
+def all_tasks() -> Iterator[trio.lowlevel.Task]:
+    """Yield all tasks of this Trio run, parents first."""
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        if (task := waiting.pop()) is not None:
+            yield task
+            waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
