@@ -7,6 +7,7 @@ import linecache
 import logging
 import os
 import pickle
+import py_compile
 import sys
 import threading
 import traceback
@@ -28,7 +29,7 @@ from alloy_trio.testing import ScriptedProvider, assert_no_orphans, run_with_res
 from alloy_trio.tools import Tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 
@@ -199,6 +200,18 @@ def test_a_fresh_module_says_of_itself_what_the_old_one_said(project: Project) -
         assert fresh.__path__ is not old.__path__
 
 
+def test_a_file_written_just_now_is_found(project: Project) -> None:
+    """Also if that was within the same tick as the import system's last look at the folder."""
+    project.write("my_tools.py", "")
+    os.utime(project.folder, (1e9, 1e9))
+    project.load("my_tools")
+    os.utime(project.folder, (1e9, 1e9))
+    project.write("helper.py", "X = 2")
+    project.write("my_tools.py", "from helper import X")
+    os.utime(project.folder, (1e9, 1e9))
+    assert vars(reload_modules("my_tools").modules["my_tools"])["X"] == 2
+
+
 # Packages
 
 
@@ -357,11 +370,28 @@ def test_a_tool_with_a_schema_of_its_own(project: Project) -> None:
     assert [each.input_schema.get("title") for each in new] == [None, None, None, "changed"]
 
 
+def test_a_tool_whose_code_is_the_user_s_own_stays(project: Project) -> None:
+    my_tools = project.module("my_tools", tools_source("1"))
+    given = my_tools.search.evolve(execute=lambda arguments, context: "mine")
+    assert reloaded_tools(project, tools_source("2"), given) == [given]
+
+
+def test_a_tool_with_a_schema_of_its_own_whose_function_becomes_a_tool_stays_and_is_named(project: Project) -> None:
+    """The new one is called in another way."""
+    my_tools = project.module("my_tools", "def search(arguments, context): return 1")
+    agent = FakeAgent(Tool(name="raw", input_schema={"type": "object"}, execute=my_tools.search))
+    project.write("my_tools.py", tools_source("2"))
+    assert list(reload_modules("my_tools", agents=[agent]).missing) == ["raw"]
+    assert agent.reloads == 0
+
+
 def test_a_tool_that_a_module_only_imports_is_not_its_own(project: Project) -> None:
     project.module("my_tools", tools_source("1"))
     user = project.module("user", "from my_tools import search")
     changed = user.search.evolve(name="changed")
-    reloaded = reload_modules("user")
+    agent = FakeAgent(user.search, changed)
+    reloaded = reload_modules("user", agents=[agent])
+    assert (agent.reloads, reloaded.rebound, dict(reloaded.missing)) == (0, (), {})
     assert reloaded.rebind([user.search, changed]) == [user.search, changed]
 
 
@@ -416,9 +446,10 @@ def test_a_tool_that_is_gone_stays_the_old_one_until_it_is_back(project: Project
 
 def test_an_agent_whose_tools_are_from_elsewhere_is_left_alone(project: Project) -> None:
     my_tools = project.module("my_tools", tools_source("1"))
-    agents = [FakeAgent(), FakeAgent(my_tools.search)]
+    other = project.module("other", tools_source("1"))
+    agents = [FakeAgent(), FakeAgent(other.search), FakeAgent(other.search.evolve(name="other"), my_tools.search)]
     reload_modules("my_tools", agents=iter(agents))
-    assert [agent.reloads for agent in agents] == [0, 1]
+    assert [agent.reloads for agent in agents] == [0, 0, 1]
 
 
 # Failures
@@ -472,6 +503,30 @@ def test_a_module_beside_it_that_saw_the_failed_source_is_forgotten(project: Pro
     with pytest.raises(ReloadFailed):
         reload_modules("my_tools")
     assert "helper" not in sys.modules
+
+
+def test_a_module_of_the_same_package_that_it_was_the_first_to_import_is_forgotten(project: Project, kit: Any) -> None:
+    before = everything()
+    project.write("kit/deep/__init__.py", "from . import new")
+    project.write("kit/deep/new.py", "")
+    project.write("kit/search.py", "import kit.deep\nraise RuntimeError")
+    with pytest.raises(ReloadFailed):
+        reload_modules("kit.search")
+    assert everything() == before
+    assert not hasattr(kit, "deep")
+
+
+def test_what_is_compiled_stays_imported(project: Project) -> None:
+    """Many extension modules break when they are imported twice; here a compiled file stands for them."""
+    project.module("my_tools", "")
+    project.write("helper.txt", "X = 1")
+    py_compile.compile(str(project.folder / "helper.txt"), cfile=str(project.folder / "helper.pyc"))
+    project.write("my_tools.py", "import helper\nraise RuntimeError")
+    with pytest.raises(ReloadFailed):
+        reload_modules("my_tools")
+    assert sys.modules["helper"].X == 1
+    with pytest.raises(InvalidOption, match="no source"):
+        reload_modules("helper")
 
 
 def test_the_inner_module_of_two_is_named(project: Project) -> None:
@@ -702,6 +757,19 @@ class Watch:
             return await self._receive.receive()
 
 
+async def noticed(project: Project, nursery: trio.Nursery) -> Callable[[], Awaitable[object]]:
+    """Return what changes a file that is beside the others, and returns when a watch of its own has noticed that."""
+    project.module("beside", "X = 1")
+    watched = Watch()
+    await nursery.start(partial(watch, "beside", on_reload=watched.told))
+
+    async def change() -> object:
+        project.write("beside.py", "X = 1")
+        return await watched.next()
+
+    return change
+
+
 async def test_a_change_of_the_file_reloads_it(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     """A file that fails is logged and tried again at the next change; what is beside it is none of its business."""
     caplog.set_level(logging.INFO, "alloy_trio.reload")
@@ -710,7 +778,7 @@ async def test_a_change_of_the_file_reloads_it(project: Project, caplog: pytest.
     with assert_no_orphans():
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(watch, "my_tools", agents=agents, on_reload=watched.told))
-            project.write("beside.py", "X = 1")
+            await (await noticed(project, nursery))()
             project.write("my_tools.py", "def")
             assert isinstance(failed := await watched.next(), ReloadFailed)
             assert (failed.module, agents[0].tools) == ("my_tools", {"search": my_tools.search})
@@ -728,7 +796,9 @@ async def test_a_change_of_the_file_reloads_it(project: Project, caplog: pytest.
             started = trio.current_time()
             nursery.cancel_scope.cancel()
         assert trio.current_time() - started < 2  # and not the 5 seconds that are Watchfiles' default
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [
+        ("INFO", "reloaded beside; tools: none"),
         ("ERROR", "the new source is not taken"),
         ("INFO", "reloaded my_tools; tools: search"),
         ("INFO", "reloaded my_tools; tools: none"),
@@ -748,10 +818,12 @@ async def test_an_editor_that_replaces_the_file(project: Project) -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(watch, "my_tools", on_reload=on_reload))
+        change_another = await noticed(project, nursery)
         for number in range(2, 5):
             project.write("draft", f"X = {number}")
             if number == 4:
                 (project.folder / "my_tools.py").unlink()
+                await change_another()
             (project.folder / "draft").rename(project.folder / "my_tools.py")
             assert isinstance(await watched.next(), Reloaded)
             assert number == sys.modules["my_tools"].X
