@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -143,6 +144,13 @@ async def test_assert_no_orphans_names_what_was_left_open(tmp_path: Path) -> Non
         notes.close()
         notes = (tmp_path / "new").open("w")  # another by the same number
     notes.close()
+
+
+@linux
+async def test_assert_no_orphans_looks_past_what_loops_wait_with() -> None:
+    with assert_no_orphans():
+        poll = select.epoll()
+    poll.close()
 
 
 async def test_assert_no_orphans_blames_nobody_for_what_trio_opens() -> None:
