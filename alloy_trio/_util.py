@@ -24,6 +24,19 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def without_surrogates(value: Any) -> Any:
+    """Return JSON data in which U+FFFD stands for each lone half of a surrogate pair, which UTF-8 cannot carry."""
+    match value:
+        case str():
+            # By way of UTF-16, two halves of one character that came apart become that character again.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict():
+            return {without_surrogates(key): without_surrogates(member) for key, member in value.items()}
+        case list() | tuple():
+            return [without_surrogates(member) for member in value]
+    return value
+
+
 def single(error: Exception) -> Exception:
     """Return what a group of one says: its member."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:

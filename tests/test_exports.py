@@ -27,6 +27,7 @@ NAMESPACES = {
         "alloy_trio.providers",
         "alloy_trio.pubsub",
         "alloy_trio.reload",
+        "alloy_trio.sessions",
         "alloy_trio.telemetry",
         "alloy_trio.testing",
         "alloy_trio.tools",
@@ -46,6 +47,7 @@ PROMISED = {
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
     "alloy_trio.pubsub": "PubSub Subscription Lost Lagged",
+    "alloy_trio.sessions": "SessionStore Record MemoryStore JSONLStore SQLiteStore",
     "alloy_trio.tools": "Tool read write edit bash",
     "alloy_trio.telemetry": "Instrument add_instrument remove_instrument",
     "alloy_trio.otel": "OTelInstrument",
@@ -72,6 +74,7 @@ PRESENT = {
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
     "alloy_trio.pubsub": PROMISED["alloy_trio.pubsub"],
+    "alloy_trio.sessions": PROMISED["alloy_trio.sessions"],
     "alloy_trio.tools": PROMISED["alloy_trio.tools"],
     "alloy_trio.testing": PROMISED["alloy_trio.testing"],
 }

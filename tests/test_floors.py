@@ -49,6 +49,15 @@ FLOORS = {
     "pubsub._pubsub": 1,
     "pubsub._subscription": 1,
     "pubsub._topics": 1,
+    "sessions._jsonl": 1,
+    "sessions._lines": 1,
+    "sessions._lock": 1,
+    "sessions._memory": 1,
+    "sessions._names": 1,
+    "sessions._queue": 1,
+    "sessions._record": 1,
+    "sessions._rows": 1,
+    "sessions._sqlite": 1,
     # 2: languages
     "providers._base": 2,
     "providers._checks": 2,
@@ -126,7 +135,19 @@ FLOORS = {
     "__main__": 6,
 }
 
-FACADES = {"", "events", "otel", "providers", "pubsub", "reload", "repl", "telemetry", "testing", "tools"}  # "" is alloy_trio itself
+FACADES = {
+    "",
+    "events",
+    "otel",
+    "providers",
+    "pubsub",
+    "reload",
+    "repl",
+    "sessions",
+    "telemetry",
+    "testing",
+    "tools",
+}  # "" is alloy_trio itself
 
 PURE = re.compile(
     r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks)"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .._errors import WireError
+from .._util import without_surrogates
 
 if TYPE_CHECKING:
     from .._util import JSONObject
@@ -78,7 +79,7 @@ def encode(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return msgspec.json.encode(_without_surrogates(value))
+        return msgspec.json.encode(without_surrogates(value))
 
 
 def parse_arguments(raw: Any) -> tuple[JSONObject, str | None]:
@@ -100,7 +101,7 @@ def parse_arguments(raw: Any) -> tuple[JSONObject, str | None]:
         if not value.strip():
             return {}, None
         try:
-            value = _loads(_without_surrogates(value).encode())
+            value = _loads(without_surrogates(value).encode())
         except (msgspec.DecodeError, RecursionError):
             break
         if value is None or isinstance(value, dict):
@@ -134,15 +135,3 @@ def _complaint(data: bytes, error: Exception) -> str:
     if text.startswith("<"):
         return f"this looks like a web page, not an API: check base_url (it begins {text[:_EXCERPT]!r})"
     return f"the answer is no JSON ({error}): {text[:_EXCERPT]!r}; check that base_url is the API of this provider"
-
-
-def _without_surrogates(value: Any) -> Any:
-    match value:
-        case str():
-            # By way of UTF-16, two halves of one character that came apart become that character again.
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        case dict():
-            return {_without_surrogates(key): _without_surrogates(member) for key, member in value.items()}
-        case list() | tuple():
-            return [_without_surrogates(member) for member in value]
-    return value
