@@ -7,13 +7,13 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools`, `.pubsub`, `.reload`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
+# `.providers`, `.tools`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
-#   1  facts and kit   _codec _events _session _telemetry _gate · _estimate _history _mailbox · _budget _reservation (the ledger) ·
-#                      _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/
+#   1  facts and kit   _codec _events _session _instruments _telemetry _gate · _estimate _history _mailbox · _budget _reservation (the ledger) ·
+#                      _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks ·
 #                      tools/_tool _schema _context _output _threads
 #   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat (what is sent), _anthropic_reply
@@ -22,7 +22,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      tools/_read _write _edit _bash _paths _process _invocation _executor
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output · providers/_names
-#   5  the agent       _run · _agent (its handle) _agent_config · _desk _requests _living (its life) · _journal
+#   5  the agent       _run · _agent (its handle) _agent_config _health _open_agent · _desk _requests _living (its life) · _journal
 #                      hot reload: _reload _fresh _rebind _watch
 #   6  doors           repl/ testing/ _otel _otel_names __main__
 #
@@ -31,6 +31,9 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 
 from __future__ import annotations
 
+from ._agent import Agent as Agent
+from ._agent_config import AgentConfig as AgentConfig
+from ._agent_config import AgentOptions as AgentOptions
 from ._budget import Budget as Budget
 from ._compaction import Compaction as Compaction
 from ._errors import AgentBusy as AgentBusy
@@ -59,6 +62,7 @@ from ._errors import UnknownRequest as UnknownRequest
 from ._errors import WireError as WireError
 from ._gate import BlockCall as BlockCall
 from ._gate import EditCall as EditCall
+from ._health import Health as Health
 from ._messages import Audio as Audio
 from ._messages import Document as Document
 from ._messages import Image as Image
@@ -73,8 +77,10 @@ from ._messages import ToolUse as ToolUse
 from ._messages import Video as Video
 from ._middleware import Middleware as Middleware
 from ._middleware import RunState as RunState
+from ._open_agent import open_agent as open_agent
 from ._options import RunOptions as RunOptions
 from ._price import Price as Price
+from ._requests import Pending as Pending
 from ._result import Result as Result
 from ._result import ToolCall as ToolCall
 from ._run import EventStream as EventStream
@@ -88,10 +94,13 @@ from .tools._context import ToolContext as ToolContext
 from .tools._tool import tool as tool
 
 __all__ = [
+    "Agent",
     "AgentBusy",
     "AgentClosed",
+    "AgentConfig",
     "AgentCrashed",
     "AgentIdle",
+    "AgentOptions",
     "AlloyError",
     "Audio",
     "AuthenticationError",
@@ -105,6 +114,7 @@ __all__ = [
     "EditCall",
     "EventStream",
     "Halted",
+    "Health",
     "Image",
     "InvalidOption",
     "Message",
@@ -112,6 +122,7 @@ __all__ = [
     "ModelRetry",
     "Opaque",
     "Overloaded",
+    "Pending",
     "Price",
     "ProviderError",
     "ProviderTimeout",
@@ -138,6 +149,7 @@ __all__ = [
     "Usage",
     "Video",
     "WireError",
+    "open_agent",
     "run",
     "run_sync",
     "stream",

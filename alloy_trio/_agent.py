@@ -4,74 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import attrs
 import trio
 
 from ._agent_config import AgentConfig, AgentOptions, freeze
-from ._background import Background
 from ._desk import as_message, part_of
 from ._errors import AgentIdle, InvalidOption, RequestCancelled, UnknownRequest
+from ._health import Health
 from ._living import Core
 from ._requests import Pending
-from ._result import Result, Status
 from ._run import EventStream
-from ._usage import Usage
 from .supervision._spec import ChildSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Unpack
 
     from ._budget import Budget
     from ._emitter import Sink
     from ._messages import Message, ToolUse
     from ._requests import AgentRequest
+    from ._result import Result
     from ._session import Session
+    from ._usage import Usage
     from .providers._base import Provider
     from .tools._tool import Tool
-
-
-@attrs.frozen(kw_only=True)
-class Health:
-    """
-    How an agent is, at one moment: asked for by `Agent.health`, and answered at once, also in the middle of a run.
-
-    Attributes:
-        status: `idle`; `running` a request; `down` while its supervisor starts it again, or before it has begun; `closed`.
-        last_status: How the last run ended; None before the first.
-        turns: How many answers of the model the last run took.
-        message_count: How many messages the conversation had before the run under way.
-        usage: Tokens of all runs before that.
-        uptime: Seconds since the agent began, or was started again.
-        request_id: The id of the request under way.
-        pending_count: How many requests wait.
-        max_pending: How many of `send_message` may.
-        pending_approvals: How many calls wait for a person.
-        abandoned: How many threads of its tools were left running, up to now.
-        unsaved: Whether the store lacks something, because it could not be written.
-    """
-
-    status: Literal["idle", "running", "down", "closed"]
-    last_status: Status | None
-    turns: int
-    message_count: int
-    usage: Usage
-    uptime: float
-    request_id: str | None
-    pending_count: int
-    max_pending: int
-    pending_approvals: int
-    abandoned: int
-    unsaved: bool
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is under way."""
-        return self.status == "running"
 
 
 class Agent:
@@ -130,7 +88,7 @@ class Agent:
             restart=restart,
             shutdown=shutdown,
             start_timeout=start_timeout,
-            stop=core.finish,
+            stop=lambda _: core.finish(),
             on_gone=lambda _: core.close(),
         )
 
@@ -449,57 +407,3 @@ class _RequestSource:
 
     def end(self) -> None:
         self._inside.close()
-
-
-@contextlib.asynccontextmanager
-async def open_agent(config: AgentConfig | None = None, /, **options: Unpack[AgentOptions]) -> AsyncIterator[Agent]:
-    """
-    Open an agent that lives as long as the body.
-
-        async with open_agent(provider="demo") as agent:
-            result = await agent.chat("Hello")
-
-    Leaving the body cancels what runs, and returns once nothing does; `await agent.stop()`, or `wait_idle()`, before that lets it
-    finish. The body's exception leaves as it came; if the agent has broken down besides, a note on it says so.
-
-    Args:
-        config: Options that were checked before, for many agents.
-        **options: See `AgentOptions`; they go before those of `config`. `provider=` is needed.
-
-    Raises:
-        InvalidOption: Something about the options.
-        AgentClosed: A `session_start` hook has halted.
-        StoreError: The session could not be read.
-    """
-    agent = Agent(freeze(config, dict(options)))
-    ready = trio.Event()
-    life = Background(partial(_live, agent, ready))
-    try:
-        async with life:
-            await ready.wait()
-            if agent._core.is_up:  # noqa: SLF001 - the agent's own
-                yield agent
-    except Exception as error:
-        if life.error is not None:
-            error.add_note(f"The agent had broken down as well: {type(life.error).__name__}: {life.error}")
-        raise
-    if life.error is not None:
-        raise life.error
-
-
-async def _live(agent: Agent, ready: trio.Event) -> None:
-    status = _Started(ready.set)
-    try:
-        await agent._core.serve(task_status=status)  # noqa: SLF001 - the agent's own
-    finally:
-        ready.set()
-
-
-@attrs.frozen
-class _Started:
-    """Says that the agent is there."""
-
-    _tell: Callable[[], None]
-
-    def started(self, _: object = None) -> None:
-        self._tell()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import trio
 
-from . import _telemetry
 from ._events import Envelope
+from ._instruments import is_on, tell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,16 +80,16 @@ class Emitter:
     def _number(self, events: tuple[Event, ...]) -> tuple[int, tuple[Envelope, ...]]:
         first = self._seq + 1
         self._seq += len(events)
-        if not (events and (self._on_event or self._sink or _telemetry.is_on())):
+        if not (events and (self._on_event or self._sink or is_on())):
             return first, ()
         now = time.time()
         batch = tuple(
             Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
             for seq, event in enumerate(events, first)
         )
-        if _telemetry.is_on():
+        if is_on():
             for envelope in batch:
-                _telemetry.tell(envelope)
+                tell(envelope)
         return first, batch
 
     async def _call_back(self, on_event: OnEvent, envelope: Envelope) -> None:

@@ -18,6 +18,7 @@ may still be on its way there is replaced as well.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from ._usage import Usage
 from .sessions._record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ._result import Result
     from ._state import Run
@@ -48,6 +49,7 @@ class StoreJournal:
 
     Attributes:
         is_dirty: Whether the store lacks something, or has something that is not so.
+        broken: What the store raised that no store should: then the agent is to break down too.
     """
 
     def __init__(self, store: SessionStore, session: Session, last_seq: int, *, is_dirty: bool) -> None:
@@ -58,6 +60,7 @@ class StoreJournal:
         self._rewrites = 0
         self._results: dict[str, ToolResult] = {}  # of the batch under way
         self.is_dirty = is_dirty
+        self.broken: Exception | None = None
 
     def begin(self, run: Run) -> None:
         """A run begins."""
@@ -117,7 +120,8 @@ class StoreJournal:
         acknowledged = False
         records = self._numbered(entries)
         try:
-            await self._store.append(self._session.id, records)
+            with self._watching():
+                await self._store.append(self._session.id, records)
             acknowledged = True
         finally:
             self.is_dirty = self.is_dirty or not acknowledged
@@ -125,9 +129,20 @@ class StoreJournal:
     async def _rewrite(self, session: Session, more: list[tuple[str, Any]]) -> None:
         self.is_dirty = True
         records = self._numbered([("snapshot", {"session": plain(session)}), *more])
-        await self._store.rewrite(self._session.id, records)
+        with self._watching():
+            await self._store.rewrite(self._session.id, records)
         self.is_dirty = False
         self._results.clear()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            self.broken = error
+            raise
 
     def _numbered(self, entries: list[tuple[str, Any]]) -> list[Record]:
         first = self._seq + 1

@@ -313,6 +313,8 @@ class Core(Desk):
         result = self._result_of(request)
         error = None if result.status == "halted" else result.error
         try:
+            if self._journal is not None and self._journal.broken is not None:
+                raise self._journal.broken  # noqa: TRY301 - it broke in the middle of the run
             unsaved = await self._saved(request, None if self._is_undone(request) else result)
             error = error or unsaved
         except Exception as broken:
@@ -412,12 +414,13 @@ class Core(Desk):
             self.config = before
             raise
 
-    async def reset(self) -> None:
-        """Begin the conversation anew. Raises StoreError."""
+    async def reset(self, other: Session | None = None) -> None:
+        """Begin the conversation anew, or go on with another one's. Raises StoreError."""
         changed = self._changing = trio.Event()
         try:
-            self.session.update((), Usage())
-            self.session.metadata, self.session.prefix = {}, None
+            messages, prefix = ((), None) if other is None else (other.messages, other.prefix)
+            self.session.update(messages, Usage() if other is None else self.session.usage)
+            self.session.metadata, self.session.prefix = {}, prefix
             self._show()
             if (failure := await self._saved(None, None)) is not None:
                 raise failure

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from . import _telemetry
 from ._budget import Account, around
 from ._config import Config
 from ._controls import Controls
@@ -31,10 +30,12 @@ from ._errors import InvalidOption
 from ._estimate import Size, estimator_for
 from ._events import BlockEnd, Compacted, Retry, Steered, TextDelta
 from ._history import History
+from ._instruments import is_on, tell
 from ._messages import Block, Message, Outcome, Text, Thinking, ToolResult
 from ._middleware import Hooks, RunState
 from ._result import Result, Status
 from ._session import Session
+from ._telemetry import CompactionDone
 from ._usage import Usage
 from .providers._base import Request, StopReason, terms_of
 from .providers._metered import Metered
@@ -156,9 +157,9 @@ class Run:
         self.commit()
         event = Compacted(kind, count, len(messages), tokens, self.estimated_tokens)
         await self.emitter.emit(event)
-        if _telemetry.is_on():
-            _telemetry.tell(
-                _telemetry.CompactionDone(
+        if is_on():
+            tell(
+                CompactionDone(
                     session_id=self.session.id,
                     correlation_id=self.emitter.correlation_id,
                     turn=self.emitter.turn,

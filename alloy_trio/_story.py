@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._errors import Halted, ProviderError, RunTimeout
-from ._telemetry import RunFailed, RunStarted, RunStopped, TurnFailed, TurnStarted, TurnStopped, is_on, tell
+from ._instruments import is_on, tell
+from ._telemetry import RunFailed, RunStarted, RunStopped, TurnFailed, TurnStarted, TurnStopped
 from ._usage import Usage
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 Telemetry: what a program's instruments are told of its runs, as frozen events.
 
 The events of a run (`alloy_trio.events`) are for whoever runs it; these are for whoever operates the program. An instrument is
-attached once and is told of every run, with durations, attempts, causes and tracebacks. The list of instruments is the one
-global of the package. Whoever tells asks `is_on` first, so that without an instrument nothing is even made:
+attached once and is told of every run, with durations, attempts, causes and tracebacks. Whoever tells asks `is_on` first, so that without an instrument nothing is even made:
 
     RunStarted ── per turn: TurnStarted ── per attempt: RequestStarted, RequestStopped
                                         ── per call: ToolStarted, ToolStopped
@@ -19,7 +18,6 @@ variables in between. A compaction is part of the turn that it makes room for: t
 from __future__ import annotations
 
 import inspect
-import logging
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -27,15 +25,15 @@ import attrs
 
 from ._errors import InvalidOption
 from ._events import Envelope
+from ._instruments import instruments
 from ._messages import Outcome, ResultBlock
 from ._result import Status
 from ._usage import Usage
 from ._util import JSONObject
+from .supervision._events import SupervisorEvent
 
 if TYPE_CHECKING:
     from .providers._base import Request, Response  # noqa: TC004 - passed on only; it lives above, and nobody resolves the hint
-
-logger = logging.getLogger("alloy_trio.telemetry")
 
 
 @attrs.frozen(kw_only=True)
@@ -307,8 +305,9 @@ TelemetryEvent: TypeAlias = (
     | ToolStarted
     | ToolStopped
     | CompactionDone
+    | SupervisorEvent
 )
-"""Everything that an instrument is told: the events of this module, and every `Envelope` of every run."""
+"""Everything that an instrument is told: the events of this module, every `Envelope` of every run, and what supervisors tell."""
 
 
 class Instrument(Protocol):
@@ -324,9 +323,6 @@ class Instrument(Protocol):
         ...
 
 
-_instruments: list[Instrument] = []
-
-
 def add_instrument(instrument: Instrument) -> None:
     """
     Tell `instrument` of everything from now on. One that comes in the middle of a run may be told of stops without starts.
@@ -340,9 +336,9 @@ def add_instrument(instrument: Instrument) -> None:
         raise InvalidOption(
             f"{instrument!r:.100} is no instrument: it needs a method handle(event), and not an async one"
         )
-    if any(each is instrument for each in _instruments):
+    if any(each is instrument for each in instruments):
         raise ValueError(f"{instrument!r:.100} is attached already: remove_instrument(…) first, or add another one")
-    _instruments.append(instrument)
+    instruments.append(instrument)
 
 
 def remove_instrument(instrument: Instrument) -> None:
@@ -352,22 +348,8 @@ def remove_instrument(instrument: Instrument) -> None:
     Raises:
         ValueError: It is not attached.
     """
-    for index, each in enumerate(_instruments):
+    for index, each in enumerate(instruments):
         if each is instrument:
-            del _instruments[index]
+            del instruments[index]
             return
     raise ValueError(f"{instrument!r:.100} is not attached: add_instrument(…) comes first, and each goes once")
-
-
-def is_on() -> bool:
-    """Whether there is anybody to tell. Asked before an event is made, so that none is made for nobody."""
-    return bool(_instruments)
-
-
-def tell(event: TelemetryEvent) -> None:
-    """Hand `event` to every instrument, in the order they were added. Never raises what an instrument raises, but logs it."""
-    for instrument in tuple(_instruments):
-        try:
-            instrument.handle(event)
-        except Exception:
-            logger.exception("instrument %s raised on %s", type(instrument).__qualname__, type(event).__name__)

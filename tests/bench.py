@@ -20,7 +20,7 @@ import trio.testing
 import alloy_trio
 from alloy_trio import Budget, Message, Middleware, Price, RunOptions, RunState, ToolUse, tool
 from alloy_trio._history import History
-from alloy_trio._telemetry import is_on
+from alloy_trio._instruments import is_on
 from alloy_trio.pubsub import PubSub, Subscription
 from alloy_trio.telemetry import Instrument, TelemetryEvent, add_instrument, remove_instrument
 from alloy_trio.testing import ScriptedProvider, tool_call

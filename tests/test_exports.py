@@ -28,6 +28,7 @@ NAMESPACES = {
         "alloy_trio.pubsub",
         "alloy_trio.reload",
         "alloy_trio.sessions",
+        "alloy_trio.supervision",
         "alloy_trio.telemetry",
         "alloy_trio.testing",
         "alloy_trio.tools",
@@ -48,6 +49,9 @@ PROMISED = {
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
     "alloy_trio.pubsub": "PubSub Subscription Lost Lagged",
     "alloy_trio.sessions": "SessionStore Record MemoryStore JSONLStore SQLiteStore",
+    "alloy_trio.supervision": """
+        open_supervisor Supervisor ChildSpec Registry ExitReason RestartLimitExceeded InvalidChildSpec NameTaken
+    """,
     "alloy_trio.tools": "Tool read write edit bash",
     "alloy_trio.telemetry": "Instrument add_instrument remove_instrument",
     "alloy_trio.otel": "OTelInstrument",
@@ -61,7 +65,7 @@ PROMISED = {
 # What this release has to have.
 PRESENT = {
     "alloy_trio": """
-        run stream run_sync EventStream Result ToolCall Session Message Text Thinking ToolUse ToolResult ServerToolUse
+        run stream run_sync open_agent Agent AgentConfig Pending EventStream Result ToolCall Session Message Text Thinking ToolUse ToolResult ServerToolUse
         ServerToolResult Image Audio Video Document Opaque Usage Budget Price tool ToolContext ModelRetry Middleware BlockCall
         EditCall Compaction RunState
         AlloyError ProviderError AuthenticationError RateLimited Overloaded BadRequest ContextTooLong ConnectionFailed
@@ -75,6 +79,7 @@ PRESENT = {
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
     "alloy_trio.pubsub": PROMISED["alloy_trio.pubsub"],
     "alloy_trio.sessions": PROMISED["alloy_trio.sessions"],
+    "alloy_trio.supervision": PROMISED["alloy_trio.supervision"],
     "alloy_trio.tools": PROMISED["alloy_trio.tools"],
     "alloy_trio.testing": PROMISED["alloy_trio.testing"],
 }

@@ -41,7 +41,7 @@ from alloy_trio import (
     tool,
 )
 from alloy_trio import Text as TextBlock
-from alloy_trio._telemetry import tell
+from alloy_trio._instruments import tell
 from alloy_trio.events import Envelope, Retry
 from alloy_trio.otel import OTelInstrument
 from alloy_trio.providers import Response, StopReason

@@ -25,8 +25,9 @@ from alloy_trio import (
     stream,
     tool,
 )
-from alloy_trio._telemetry import is_on, tell
+from alloy_trio._instruments import is_on, tell
 from alloy_trio.events import Custom, Envelope, ToolEnd, ToolStart
+from alloy_trio.supervision import SupervisorEvent
 from alloy_trio.telemetry import (
     CompactionDone,
     Instrument,
@@ -233,12 +234,13 @@ def test_an_instrument_may_leave_while_it_is_told(log: Log) -> None:
 
 # Events
 
-KINDS = [kind for kind in get_args(TelemetryEvent) if kind is not Envelope]
+OF_CHILDREN = get_args(SupervisorEvent)
+KINDS = [kind for kind in get_args(TelemetryEvent) if kind is not Envelope and kind not in OF_CHILDREN]
 
 
 def test_the_union_is_small_and_has_every_envelope() -> None:
-    """With its own name it has twelve."""
-    assert Envelope in get_args(TelemetryEvent)
+    """Of runs it has twelve; the others are what supervisors tell."""
+    assert {Envelope, *OF_CHILDREN} < set(get_args(TelemetryEvent))
     assert len(KINDS) + 1 <= 12
 
 

@@ -30,10 +30,11 @@ from .._budget import Account, BudgetExhausted, around
 from .._errors import UnknownPrice, WireError
 from .._estimate import Size, estimator_for, measure
 from .._events import ProviderEvent, UsageUpdate
+from .._instruments import is_on, tell
 from .._messages import Message
 from .._price import Price, per_token, prompt_tokens
 from .._reservation import Ask, Reservation, reserve
-from .._telemetry import RequestStarted, RequestStopped, is_on, tell
+from .._telemetry import RequestStarted, RequestStopped
 from .._usage import Usage
 from .._util import single
 from ._base import Emit, Provider, Request, Response, StopReason, Terms, provider_model, provider_name, terms_of

@@ -26,9 +26,10 @@ import trio
 from .._errors import InvalidOption
 from .._events import Custom, ToolEnd, ToolStart
 from .._gate import BlockCall, EditCall
+from .._instruments import is_on, tell
 from .._messages import ToolResult
 from .._result import ToolCall
-from .._telemetry import ToolStarted, ToolStopped, is_on, tell
+from .._telemetry import ToolStarted, ToolStopped
 from ._context import ToolContext
 from ._invocation import Invocation
 from ._output import clip, render
