@@ -22,17 +22,18 @@ from typing import TYPE_CHECKING
 import attrs
 
 from .._errors import StoreError
+from ._disk import attempt
 from ._lines import read_lines, sync_folder, to_lines, write_file
 from ._lock import FolderLock
 from ._names import SUFFIX, file_name, header, session_of
-from ._queue import QueuedStore, attempt
+from ._queue import QueuedStore
 from ._rows import check_rewrite, to_append, to_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ._disk import Job
     from ._lines import Lines
-    from ._queue import Job
     from ._record import Record
     from ._rows import Row
 

@@ -89,7 +89,7 @@ def read_lines(path: Path, header: bytes) -> Lines:
 
 def write_file(path: Path, data: bytes, flags: int, *, sync: bool) -> None:
     """Write all of `data`, and wait until it is on the disk if `sync` says so. Raises `OSError`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
     try:
         rest = memoryview(data)
         while rest:
@@ -102,7 +102,7 @@ def write_file(path: Path, data: bytes, flags: int, *, sync: bool) -> None:
 
 def sync_folder(path: Path) -> None:
     """Wait until what was made, renamed or removed in a folder is on the disk. Raises `OSError`."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

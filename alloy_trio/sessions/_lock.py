@@ -28,7 +28,7 @@ class FolderLock:
             import fcntl  # noqa: PLC0415 - not on Windows
         except ImportError:
             raise StoreError("JSONLStore needs a lock that this system does not have: use SQLiteStore") from None
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)

@@ -26,36 +26,35 @@ class MemoryStore:
     def __init__(self) -> None:
         self._sessions: dict[str, dict[int, Row]] = {}
 
-    # Each method waits first and then does its work in one go, so that a cancel finds it done or not begun.
+    # Each method does its work before it lets others run: in the order of the calls, and a cancel finds it done or not begun.
 
     async def load(self, session_id: str) -> Sequence[Record]:
         """Return the records of a session; none if it is not known. Raises `StoreError`."""
         check_id(session_id)
-        await trio.lowlevel.checkpoint()
-        return [to_record(row) for row in self._sessions.get(session_id, {}).values()]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        records = [to_record(row) for row in self._sessions.get(session_id, {}).values()]
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return records
 
     async def append(self, session_id: str, records: Sequence[Record]) -> None:
         """Add records. Raises `StoreError`."""
         check_id(session_id)
         rows = to_rows(session_id, records)
-        await trio.lowlevel.checkpoint()
-        log = self._sessions.setdefault(session_id, {})
-        try:
-            log.update((row.seq, row) for row in to_append(session_id, rows, _last(log), log.get))
-        finally:
-            if not log:
-                del self._sessions[session_id]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        log = self._sessions.get(session_id, {})
+        log.update((row.seq, row) for row in to_append(session_id, rows, _last(log), log.get))
+        self._put(session_id, log)
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
         """Put records in the place of all earlier ones. Raises `StoreError`."""
         check_id(session_id)
         rows = to_rows(session_id, records)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         log = self._sessions.get(session_id, {})
         check_rewrite(session_id, rows, _last(log), log.get)
-        self._sessions[session_id] = {row.seq: row for row in rows}
-        if not rows:
-            del self._sessions[session_id]
+        self._put(session_id, {row.seq: row for row in rows})
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def sessions(self) -> Sequence[str]:
         """Return the ids of all sessions, sorted."""
@@ -65,8 +64,14 @@ class MemoryStore:
     async def delete(self, session_id: str) -> None:
         """Forget a session. Raises `StoreError` if this is no id."""
         check_id(session_id)
-        await trio.lowlevel.checkpoint()
-        self._sessions.pop(session_id, None)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._put(session_id, {})
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _put(self, session_id: str, log: dict[int, Row]) -> None:
+        self._sessions[session_id] = log
+        if not log:
+            del self._sessions[session_id]
 
     async def __aenter__(self) -> Self:
         await trio.lowlevel.checkpoint()

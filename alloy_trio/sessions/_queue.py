@@ -18,85 +18,25 @@ cannot be cancelled: it is left behind, and whatever is open is closed by anothe
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import threading
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
-import attrs
 import trio
 
 from .._background import Background
 from .._errors import InvalidOption, StoreError
-from ._rows import Row, check_id, to_rows
+from ._disk import Access, Job, fail_all
+from ._rows import check_id, to_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
+    from ._disk import Disk
     from ._record import Record
 
 _QUEUED = 1024  # jobs that may wait; who comes later waits for room
 _BATCH = 256  # jobs that are done together, and acknowledged together
-
-Verb: TypeAlias = Literal["load", "append", "rewrite", "sessions", "delete"]
-
-
-@attrs.define(eq=False)
-class Job:
-    """Something to do for a caller who waits, unless it has gone. The thread writes `answer` or `failure`, once."""
-
-    verb: Verb
-    session: str = ""
-    rows: list[Row] = attrs.field(factory=list)
-    answer: Any = None
-    failure: StoreError | None = None
-    is_answered: bool = False
-    is_queued: bool = False
-    done: trio.Event = attrs.field(factory=trio.Event)
-
-    def succeed(self, answer: object = None) -> None:
-        """Say that it is done."""
-        self.answer, self.is_answered = answer, True
-
-    def fail(self, failure: StoreError) -> None:
-        """Say that it is not; what has been said already stands."""
-        if not self.is_answered:
-            self.failure, self.is_answered = failure, True
-
-
-class Disk(Protocol):
-    """Where a store keeps its logs: blocking, called by one thread at a time. What it raises fails the jobs in question."""
-
-    name: str
-
-    def open(self) -> None:
-        """Be ready. Raises `StoreError`."""
-        ...
-
-    def close(self) -> None:
-        """Let go of everything."""
-        ...
-
-    def append(self, jobs: Sequence[Job]) -> None:
-        """Do these appends, in order and made durable together, and answer each that has succeeded or failed by itself."""
-        ...
-
-    def load(self, session: str) -> Sequence[Record]:
-        """Return the records of a session."""
-        ...
-
-    def rewrite(self, session: str, rows: Sequence[Row]) -> None:
-        """Replace the records of a session; there is at least one row."""
-        ...
-
-    def sessions(self) -> Sequence[str]:
-        """Return the ids of all sessions."""
-        ...
-
-    def delete(self, session: str) -> None:
-        """Forget a session."""
-        ...
 
 
 class QueuedStore:
@@ -109,7 +49,7 @@ class QueuedStore:
             )
         self._disk = disk
         self._timeout = write_timeout
-        self._in_use = threading.Lock()  # held by the thread that uses the disk
+        self._access = Access(disk)
         self._writer: _Writer | None = None
         self._is_entered = False
 
@@ -180,6 +120,8 @@ class QueuedStore:
         return StoreError(f"{self._disk.name}: the store is not open; use it inside `async with {kind}(…) as store:`")
 
     def _not_acknowledged(self, job: Job) -> StoreError:
+        if job.verb in {"load", "sessions"}:
+            return StoreError(f"{self._disk.name}: the store was left before it could be read; open it again")
         what = "it may still be written" if job.is_queued else "it is not written, for the queue was full all that time"
         return StoreError(
             f"{self._disk.name}: a write to session {job.session!r} was not acknowledged within {self._timeout:g} seconds: {what}; "
@@ -194,11 +136,11 @@ class QueuedStore:
         self._is_entered = True
         is_open = False
         try:
-            await trio.to_thread.run_sync(self._open)
+            await trio.to_thread.run_sync(self._access.open)
             is_open = True
         finally:
             self._is_entered = is_open
-        self._writer = _Writer(self._disk, self._in_use)
+        self._writer = _Writer(self._disk, self._access)
         await self._writer.background.__aenter__()
         return self
 
@@ -221,11 +163,11 @@ class QueuedStore:
         is_done = await writer.finish(self._timeout)
         if not is_done:
             # Its thread still has the disk. It is closed once that thread lets go of it.
-            trio.lowlevel.start_thread_soon(self._close, lambda _: None)
+            trio.lowlevel.start_thread_soon(self._access.close, lambda _: None)
         else:
             with trio.move_on_after(self._timeout, shield=True):
                 try:
-                    await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+                    await trio.to_thread.run_sync(self._access.close, abandon_on_cancel=True)
                 except StoreError as failure:
                     return failure
                 return None
@@ -234,28 +176,14 @@ class QueuedStore:
             "the last writes may be missing; look at the disk, or give a longer write_timeout"
         )
 
-    def _open(self) -> None:
-        if not self._in_use.acquire(blocking=False):
-            raise StoreError(
-                f"{self._disk.name}: a write from before this store was left is still under way; try again later"
-            )
-        try:
-            self._disk.open()
-        finally:
-            self._in_use.release()
-
-    def _close(self) -> None:
-        with self._in_use:
-            self._disk.close()
-
 
 class _Writer:
     """The queue, and the task that empties it."""
 
-    def __init__(self, disk: Disk, in_use: threading.Lock) -> None:
+    def __init__(self, disk: Disk, access: Access) -> None:
         self.background = Background(self._work)
         self._disk = disk
-        self._in_use = in_use
+        self._access = access
         self._send, self._receive = trio.open_memory_channel[Job](_QUEUED)
         self._scope = trio.CancelScope(shield=True)
         self._has_ended = trio.Event()
@@ -294,57 +222,9 @@ class _Writer:
 
     async def _do(self, jobs: Sequence[Job]) -> None:
         try:
-            await trio.to_thread.run_sync(self._perform, jobs, abandon_on_cancel=True, limiter=self._limiter)
+            await trio.to_thread.run_sync(self._access.do, jobs, abandon_on_cancel=True, limiter=self._limiter)
         except RuntimeError as error:  # the system has no more threads
-            _fail(jobs, self._disk, error)
+            fail_all(jobs, self._disk, error)
         finally:
             for job in jobs:
                 job.done.set()
-
-    def _perform(self, jobs: Sequence[Job]) -> None:
-        """Do jobs in order. Appends that follow one another are one group."""
-        with self._in_use:
-            for is_append, group in itertools.groupby(jobs, key=lambda job: job.verb == "append"):
-                if is_append:
-                    attempt(list(group), self._disk, self._disk.append)
-                else:
-                    for job in group:
-                        attempt([job], self._disk, self._do_one)
-
-    def _do_one(self, jobs: Sequence[Job]) -> None:
-        (job,) = jobs
-        match job.verb:
-            case "load":
-                job.succeed(self._disk.load(job.session))
-            case "sessions":
-                job.succeed(self._disk.sessions())
-            case "rewrite":
-                self._disk.rewrite(job.session, job.rows)
-                job.succeed()
-            case _:
-                self._disk.delete(job.session)
-                job.succeed()
-
-
-def attempt(jobs: Sequence[Job], disk: Disk, fn: Callable[[Sequence[Job]], None]) -> None:
-    """Do jobs; if that raises, those of them fail that have no answer yet."""
-    try:
-        fn(jobs)
-    except Exception as error:  # noqa: BLE001 - it goes on as a value, to each caller: the store lives
-        _fail(jobs, disk, error)
-
-
-def _fail(jobs: Sequence[Job], disk: Disk, error: Exception) -> None:
-    for job in jobs:
-        job.fail(error if isinstance(error, StoreError) else _to_store_error(disk, job, error))
-
-
-def _to_store_error(disk: Disk, job: Job, error: Exception) -> StoreError:
-    """Say what failed. Of an error that nobody foresaw only the kind: its text might show what is in a record."""
-    said = error.strerror if isinstance(error, OSError) else None
-    what = f"{job.verb} of session {job.session!r}" if job.session else "reading the list of sessions"
-    failure = StoreError(
-        f"{disk.name}: {what} failed ({said or type(error).__name__}); look at the disk, then do it again"
-    )
-    failure.__cause__ = error
-    return failure

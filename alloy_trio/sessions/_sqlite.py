@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
 
-    from ._queue import Job
+    from ._disk import Job
     from ._record import Record
 
 _LONGEST_BUSY = 1_000_000  # seconds; SQLite counts milliseconds in 32 bits
@@ -87,7 +87,7 @@ class _Database:
         with self._said("it cannot be opened"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):  # what is said in a session is nobody else's
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             connection = sqlite3.connect(
                 self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
             )
