@@ -7,7 +7,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
+# `.providers`, `.tools`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
@@ -23,7 +23,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output · providers/_names
 #   5  the agent       _run · _agent (its handle) _agent_config _health _open_agent · _desk _requests _living (its life) · _journal
-#                      hot reload: _reload _fresh _rebind _watch
+#                      _teams · hot reload: _reload _fresh _rebind _watch
 #   6  doors           repl/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the

@@ -230,7 +230,7 @@ def test_every_option_is_explained(page: str) -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    for name in ("alloy_trio", "events", "providers", "tools", "telemetry", "otel", "pubsub", "reload"):
+    for name in ("alloy_trio", "events", "providers", "tools", "telemetry", "otel", "pubsub", "reload", "teams"):
         module = importlib.import_module("alloy_trio" if name == "alloy_trio" else f"alloy_trio.{name}")
         pages = [ROOT / "docs" / "reference" / f"{page}.md" for page in (name, "errors")]
         text = "".join(page.read_text(encoding="utf-8") for page in pages)

@@ -29,6 +29,7 @@ NAMESPACES = {
         "alloy_trio.reload",
         "alloy_trio.sessions",
         "alloy_trio.supervision",
+        "alloy_trio.teams",
         "alloy_trio.telemetry",
         "alloy_trio.testing",
         "alloy_trio.tools",
@@ -55,6 +56,7 @@ PROMISED = {
     "alloy_trio.tools": "Tool read write edit bash",
     "alloy_trio.telemetry": "Instrument add_instrument remove_instrument",
     "alloy_trio.otel": "OTelInstrument",
+    "alloy_trio.teams": "delegate broadcast handoff",
     "alloy_trio.reload": "ReloadFailed Reloadable Reloaded reload_modules watch",
     "alloy_trio.testing": """
         ScriptedProvider text tool_call error delay run_with_responses assert_tool_called refute_tool_called last_text
@@ -74,6 +76,7 @@ PRESENT = {
     """,
     "alloy_trio.telemetry": PROMISED["alloy_trio.telemetry"],
     "alloy_trio.otel": PROMISED["alloy_trio.otel"],
+    "alloy_trio.teams": PROMISED["alloy_trio.teams"],
     "alloy_trio.reload": PROMISED["alloy_trio.reload"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",

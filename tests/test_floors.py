@@ -132,6 +132,7 @@ FLOORS = {
     "_reload": 5,
     "_requests": 5,
     "_run": 5,
+    "_teams": 5,
     "_watch": 5,
     # 6: doors
     "_otel": 6,
@@ -154,7 +155,9 @@ FACADES = {
     "reload",
     "repl",
     "sessions",
-    "supervision", "telemetry",
+    "supervision",
+    "teams",
+    "telemetry",
     "testing",
     "tools",
 }  # "" is alloy_trio itself

@@ -23,7 +23,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alloy_trio import AlloyError, InvalidOption, Text, ToolResult, tool
+from alloy_trio import AlloyError, InvalidOption, Text, ToolResult, open_agent, tool
 from alloy_trio.reload import Reloaded, ReloadFailed, reload_modules, watch
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, run_with_responses, text, tool_call
 from alloy_trio.tools import Tool
@@ -642,8 +642,6 @@ def test_whatever_stands_in_the_file_it_is_taken_whole_or_not_at_all(
 
 async def test_a_real_agent_has_the_new_tool_from_its_next_run_on(project: Project) -> None:
     """Its history is kept; and it refuses two tools of one name."""
-    from alloy_trio._agent import open_agent
-
     my_tools = project.module("my_tools", tools_source("1"))
 
     @tool
