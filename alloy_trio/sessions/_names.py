@@ -45,12 +45,14 @@ def header(session: str) -> bytes:
 
 def session_of(path: Path) -> str | None:
     """Return whose file this is; None if it has nothing yet, or is none of ours. Raises `OSError`."""
+    has_header = "@" in path.name
     with path.open("rb") as file:
         line = file.readline()
-    if not line.endswith(b"\n"):
+        record = file.readline() if has_header else line
+    if not record.endswith(b"\n"):
         return None
     session = unquote(path.name.removesuffix(SUFFIX))
-    if "@" in path.name:
+    if has_header:
         try:
             session = msgspec.json.decode(line, type=_Header).session
         except (msgspec.DecodeError, UnicodeDecodeError):
