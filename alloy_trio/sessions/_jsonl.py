@@ -62,7 +62,7 @@ class JSONLStore(QueuedStore):
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, fsync: bool = True, write_timeout: float = 10.0) -> None:
-        super().__init__(_Folder(Path(folder), fsync=fsync), write_timeout)
+        super().__init__(_Folder(Path(folder).absolute(), fsync=fsync), write_timeout)
 
 
 @attrs.define

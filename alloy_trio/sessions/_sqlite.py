@@ -63,11 +63,13 @@ class SQLiteStore(QueuedStore):
         busy_timeout: float = 5.0,
         write_timeout: float = 10.0,
     ) -> None:
+        if path == ":memory:":
+            raise InvalidOption("SQLiteStore keeps sessions in a file, not in ':memory:': use MemoryStore for that")
         if synchronous not in {"FULL", "NORMAL"}:
             raise InvalidOption(f'synchronous={synchronous!r:.100} has to be "FULL" or "NORMAL"')
         if not isinstance(busy_timeout, int | float) or not 0 <= busy_timeout <= _LONGEST_BUSY:  # type: ignore[redundant-expr] # callers err
             raise InvalidOption(f"busy_timeout={busy_timeout!r:.100} has to be seconds, from 0 to {_LONGEST_BUSY:,}")
-        super().__init__(_Database(Path(path), synchronous, busy_timeout), write_timeout)
+        super().__init__(_Database(Path(path).absolute(), synchronous, busy_timeout), write_timeout)
 
 
 class _Database:
