@@ -55,12 +55,21 @@ async def test_a_cancel_in_the_last_moment_has_won(
 ) -> None:
     """However the run was about to end, the result says `cancelled`, and so does whoever cancelled it."""
     won: list[bool] = []
+    ends: list[str] = []
     agent: Agent
+
+    def note(envelope: Any) -> None:
+        if isinstance(envelope.event, RunEnd):
+            ends.append(envelope.event.status)
+
     middleware = At(hook, lambda: won.append(agent._core.requests["it"].cancel()))
-    async with open_agent(provider=ScriptedProvider(script), tools=[look], middleware=[middleware], **options) as agent:
+    async with open_agent(
+        provider=ScriptedProvider(script), tools=[look], middleware=[middleware], on_event=note, **options
+    ) as agent:
         with pytest.raises(RequestCancelled) as caught:
             await agent.chat("go", request_id="it")
         assert won == [True]
+        assert ends == ["cancelled"]
         assert caught.value.result is not None
         assert caught.value.result.status == agent.health().last_status == "cancelled"
 
@@ -105,6 +114,16 @@ async def test_what_follows_the_commit_is_not_cancelled(seconds: float, autojump
         async with open_agent(provider="demo", session_store=store, session_id="s") as again:
             assert again.messages == agent.messages
     assert len(again.messages) == (2 if seconds > 1 else 1)
+
+
+async def test_an_agent_that_is_left_writes_what_it_has_committed(autojump_clock: object) -> None:
+    """It is left while the end of a run is being written: that is in the store when it is gone."""
+    store = SlowStore()
+    with assert_no_orphans():
+        async with open_agent(provider=ScriptedProvider(["done"]), session_store=store, session_id="s") as agent:
+            await agent.send_message("go")
+            await trio.sleep(1.5)
+    assert [record.kind for record in await store.load("s")][-1] == "run"
 
 
 async def test_the_end_of_a_cancelled_run_is_written_within_the_grace(autojump_clock: object) -> None:
