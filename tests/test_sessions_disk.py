@@ -26,6 +26,8 @@ from store_contract import SECRET, numbered, refuses
 
 from alloy_trio import InvalidOption, StoreError
 from alloy_trio.sessions import JSONLStore, Record, SQLiteStore
+from alloy_trio.sessions._disk import Job
+from alloy_trio.testing import assert_no_orphans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +141,7 @@ async def test_many_callers_share_one_transaction(tmp_path: Path) -> None:
                 nursery.start_soon(store.append, str(number), numbered("a"))
             await trio.testing.wait_all_tasks_blocked()
             hang.end()
-        assert said.count("COMMIT") == 1
+        assert said.count("BEGIN IMMEDIATE") == said.count("COMMIT") == 1
         assert len(await store.sessions()) == 200
 
 
@@ -292,6 +294,20 @@ async def test_leaving_does_not_wait_for_ever(
     assert await use_when_free(store) == []  # nothing was begun any more
 
 
+@each_store
+async def test_nobody_uses_a_disk_that_is_closed_or_opens_one_that_is_not(make: Make, tmp_path: Path) -> None:
+    """What a thread does that was left behind, and came back at the worst moment."""
+    job = Job("load", "s")
+    async with make(tmp_path) as store:
+        with pytest.raises(StoreError, match="hung"):
+            store._access.open()
+        await store.append("s", numbered("a"))
+    store._access.do([job])
+    assert not job.is_answered
+    async with store:
+        assert await store.load("s") == numbered("a")
+
+
 # Full disks
 
 
@@ -315,6 +331,7 @@ async def test_a_write_that_finds_the_disk_full_leaves_nothing(make: Make, tmp_p
             await refuses(store.append, "s", numbered("b", big, first=2), says="look at the disk")
             await refuses(store.append, "new", numbered(big), says="look at the disk")
             await refuses(store.rewrite, "s", numbered(big, first=2), says="look at the disk")
+            assert not list(tmp_path.rglob("*.tmp"))
             assert await store.load("s") == numbered("a")
             assert await store.load("new") == []
             await store.append("s", numbered("b", first=2))
@@ -322,7 +339,26 @@ async def test_a_write_that_finds_the_disk_full_leaves_nothing(make: Make, tmp_p
         await store.append("s", numbered(big, first=3))
     async with make(tmp_path) as store:
         assert await store.load("s") == numbered("a", "b", big)
-    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@each_store
+async def test_one_that_is_too_big_for_the_disk_fails_by_itself(make: Make, tmp_path: Path) -> None:
+    """Those who write at the same moment, to this session or to others, are not disturbed."""
+    big = numbered(SECRET * 300_000, first=2)
+    async with make(tmp_path) as store:
+        for session in ("s", "t"):
+            await store.append(session, numbered("a"))
+        async with trio.open_nursery() as nursery:
+            with full_disk(2_000_000):
+                async with hanging(store):
+                    for _ in range(3):
+                        nursery.start_soon(partial(refuses, store.append, "s", numbered(SECRET), says="somebody else"))
+                        nursery.start_soon(partial(refuses, store.append, "s", big, says="look at the disk"))
+                        nursery.start_soon(store.append, "s", numbered("a"))
+                        nursery.start_soon(store.append, "t", numbered("b", first=2))
+                    await trio.testing.wait_all_tasks_blocked()
+                assert await store.load("s") == numbered("a")
+        assert await store.load("t") == numbered("a", "b")
 
 
 class FailingSystem:
@@ -382,6 +418,48 @@ async def test_an_acknowledged_append_has_been_synced(monkeypatch: pytest.Monkey
                 # A rename that is on the disk before the content is would lose what was there.
                 await refuses(store.rewrite, "s", numbered(SECRET, first=2), says="failed")
             assert await store.load("s") == ([] if fsync else numbered("a"))
+
+
+async def test_what_is_synced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file before the folder that names it; the folder only when something was made, renamed or removed there."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    def seen() -> list[str]:
+        names = synced.copy()
+        synced.clear()
+        return names
+
+    monkeypatch.setattr(os, "fsync", noted)
+    async with JSONLStore(tmp_path / "one" / "two") as store:
+        assert seen() == [tmp_path.name, "one"]
+        await store.append("s", numbered("a"))
+        assert seen() == ["s.jsonl", "two"]
+        await store.append("s", numbered("b", first=2))
+        assert seen() == ["s.jsonl"]
+        await store.append("s", numbered("b", first=2))
+        assert seen() == ["s.jsonl"]  # the first time may not have come to its fsync
+        await store.rewrite("s", numbered("c", first=3))
+        assert seen() == ["s.jsonl.tmp", "two"]
+        await store.delete("s")
+        assert seen() == ["two"]
+
+
+async def test_a_rename_that_may_not_be_on_the_disk_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The caller hears of it, and the store goes on from what is there, be it of the same length."""
+    async with JSONLStore(tmp_path) as store:
+        await store.append("s", numbered("a", "b"))
+        with monkeypatch.context() as patch:
+            FailingSystem(patch, "fsync", 1)
+            await refuses(store.rewrite, "s", numbered("c", "d", first=3), says="failed")
+        await store.append("s", numbered("e", first=5))
+        assert await store.load("s") == numbered("c", "d", "e", first=3)
 
 
 async def test_one_broken_file_does_not_disturb_others(tmp_path: Path) -> None:
@@ -462,7 +540,7 @@ async def test_a_last_line_that_cannot_be_read_is_cut_off(
         *(
             b'{"seq":1,"kind":"message","data":{}}\n',
             b'{"seq":"2","kind":"message","data":{}}\n',
-            b"[" * 100_000 + b"\n",
+            b'{"seq":2,"kind":"message","data":{"a":' + b"[" * 100_000 + b"\n",
         ),
     ],
     ids=lambda line: repr(line[:30]),
@@ -572,9 +650,11 @@ async def test_a_folder_in_use_names_the_process_that_has_it(tmp_path: Path) -> 
 
 
 async def test_two_stores_of_one_process_share_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "store.lock").write_text("1234 some program with a longer name" * 10)
     async with JSONLStore(tmp_path):
-        with pytest.raises(StoreError, match="in use by another store of this process"):
+        with assert_no_orphans(), pytest.raises(StoreError, match="in use by another store of this process"):
             await JSONLStore(tmp_path).__aenter__()
+        assert (tmp_path / "store.lock").read_text() == f"{os.getpid()} {Path(sys.executable).name} {sys.argv[0]}"
         (tmp_path / "store.lock").write_text("")  # as in the moment before its owner writes its name
         with pytest.raises(StoreError, match="in use by another process: end it"):
             await JSONLStore(tmp_path).__aenter__()
@@ -587,6 +667,15 @@ async def test_a_folder_that_cannot_be_one_says_so(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StoreError, match=f"{path} cannot be used as the folder of a store"):
             await JSONLStore(path).__aenter__()
+
+
+async def test_a_folder_that_could_not_be_opened_is_not_locked(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl.tmp").mkdir()
+    with assert_no_orphans(), pytest.raises(StoreError, match="cannot be used as the folder of a store"):
+        await JSONLStore(tmp_path).__aenter__()
+    (tmp_path / "s.jsonl.tmp").rmdir()
+    async with JSONLStore(tmp_path) as store:
+        assert await store.sessions() == []
 
 
 async def test_a_system_without_flock_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -661,14 +750,28 @@ async def test_a_path_below_a_file_says_so(tmp_path: Path) -> None:
 
 async def test_a_database_that_stays_locked_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
+    tried: list[str] = []
     async with SQLiteStore(path, busy_timeout=0) as store:
+        store._disk._connection.set_trace_callback(tried.append)  # type: ignore[attr-defined]
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            await refuses(
-                store.append, "s", numbered(SECRET), says="locked; another process had it for more than busy_t"
-            )
+            says = "locked; another process had it for more than busy_timeout=0 seconds: end that"
+            async with trio.open_nursery() as nursery, hanging(store):
+                for number in range(10):
+                    nursery.start_soon(partial(refuses, store.append, str(number), numbered(SECRET), says=says))
+                await trio.testing.wait_all_tasks_blocked()
+            assert tried.count("BEGIN IMMEDIATE") == 1  # each would have waited for busy_timeout
             assert await store.load("s") == []  # readers are not locked out
         await store.append("s", numbered("a"))
+
+
+async def test_a_database_that_is_locked_cannot_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="locked; another process") as caught:
+            await SQLiteStore(path, busy_timeout=0).__aenter__()
+        assert type(caught.value) is StoreError
 
 
 async def test_two_processes_may_use_one_database(tmp_path: Path) -> None:
@@ -707,11 +810,13 @@ def test_a_database_in_memory_is_another_store() -> None:
 
 @each_store
 async def test_a_store_stays_where_it_is(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program may go to another folder meanwhile."""
+    """A program may go to another folder meanwhile, before the store is opened or after."""
     monkeypatch.chdir(tmp_path)
-    async with make(Path("here")) as store:
-        (tmp_path / "there").mkdir()
-        monkeypatch.chdir(tmp_path / "there")
+    (tmp_path / "there").mkdir()
+    store = make(Path("here"))
+    monkeypatch.chdir(tmp_path / "there")
+    async with store:
+        monkeypatch.chdir(tmp_path)
         await store.append("s", numbered("a"))
     async with make(tmp_path / "here") as store:
         assert await store.load("s") == numbered("a")

@@ -81,6 +81,10 @@ class Disk(Protocol):
         ...
 
 
+class Unavailable(StoreError):
+    """Nothing can be written just now, by nobody, and it took a while to find out. Users see the plain `StoreError`."""
+
+
 class Access:
     """
     A disk, used by one thread at a time and only while it is open.
@@ -103,6 +107,8 @@ class Access:
                 raise self._not_free()
             self._disk.open()
             self._is_open = True
+        except Unavailable as error:
+            raise StoreError(str(error)) from error.__cause__
         finally:
             self._in_use.release()
 
@@ -145,11 +151,20 @@ class Access:
 
 
 def attempt(jobs: Sequence[Job], disk: Disk, fn: Callable[[Sequence[Job]], None]) -> None:
-    """Do jobs; if that raises, those of them fail that have no answer yet."""
+    """
+    Do jobs. If that raises, nothing of those without an answer has been done: each is tried by itself, and may fail.
+
+    So one that is too big for the disk fails, and not all that were to be done with it.
+    """
     try:
         fn(jobs)
     except Exception as error:  # noqa: BLE001 - it goes on as a value, to each caller: the store lives
-        fail_all(jobs, disk, error)
+        if len(jobs) == 1 or isinstance(error, Unavailable):
+            fail_all(jobs, disk, error)
+            return
+        for job in jobs:
+            if not job.is_answered:
+                attempt([job], disk, fn)
 
 
 def fail_all(jobs: Sequence[Job], disk: Disk, error: Exception) -> None:

@@ -165,8 +165,7 @@ class _Folder:
             if is_new:
                 self._sync()
         except OSError:
-            # Not acknowledged, so it must not stay, whole or in part. If even that fails, the file is read again anyway.
-            self._logs.pop(session, None)
+            # Not acknowledged, so it must not stay, whole or in part. If even that fails, its length says to read it again.
             with suppress(OSError):
                 os.truncate(path, log.size)
             raise

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .._errors import InvalidOption, StoreError
+from ._disk import Unavailable
 from ._queue import QueuedStore
 from ._rows import Row, check_rewrite, to_append, to_record
 
@@ -193,7 +194,8 @@ class _Database:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(f"{self.name}: {what}: {error}; {self._advice(str(error))}") from error
+            kind = Unavailable if "locked" in str(error) else StoreError
+            raise kind(f"{self.name}: {what}: {error}; {self._advice(str(error))}") from error
         except OSError as error:
             raise StoreError(f"{self.name}: {what}: {error.strerror}; give a path that can be written") from error
 
@@ -217,4 +219,4 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _bytes(data: object) -> bytes:
-    return data.encode() if isinstance(data, str) else bytes(str(data), "utf-8")
+    return str(data).encode()  # what is no text here is none of our rows, and no JSON object then
