@@ -755,11 +755,21 @@ async def test_a_database_that_stays_locked_says_so(tmp_path: Path) -> None:
         store._disk._connection.set_trace_callback(tried.append)  # type: ignore[attr-defined]
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            says = "locked; another process had it for more than busy_timeout=0 seconds: end that"
+            said: list[StoreError] = []
+
+            async def write(number: int) -> None:
+                try:
+                    await store.append(str(number), numbered(SECRET))
+                except StoreError as error:
+                    said.append(error)
+
             async with trio.open_nursery() as nursery, hanging(store):
                 for number in range(10):
-                    nursery.start_soon(partial(refuses, store.append, str(number), numbered(SECRET), says=says))
+                    nursery.start_soon(write, number)
                 await trio.testing.wait_all_tasks_blocked()
+            assert len({id(error) for error in said}) == 10  # each caller has an exception of its own
+            assert {type(error) for error in said} == {StoreError}
+            assert "locked; another process had it for more than busy_timeout=0 seconds: end that" in str(said[0])
             assert tried.count("BEGIN IMMEDIATE") == 1  # each would have waited for busy_timeout
             assert await store.load("s") == []  # readers are not locked out
         await store.append("s", numbered("a"))
