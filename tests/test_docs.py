@@ -25,12 +25,13 @@ import attrs
 import click
 import pytest
 
-from alloy_trio import Budget, Compaction, Middleware, Price, RunOptions, RunState, telemetry
+from alloy_trio import Agent, AgentOptions, Budget, Compaction, Middleware, Price, RunOptions, RunState, telemetry
 from alloy_trio.events import Retry
 from alloy_trio.otel import OTelInstrument
 from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat
 from alloy_trio.providers._vendors import VENDORS
 from alloy_trio.repl._cli import _command
+from alloy_trio.supervision import ChildSpec, Supervisor
 from alloy_trio.tools import bash, edit, read, write
 from alloy_trio.tools._tool import _Options
 
@@ -218,6 +219,30 @@ OPTIONS = {
     "tools": inspect.get_annotations(_Options),
     "commandline": [name for each in _command.params for name in each.opts if isinstance(each, click.Option)],
     "../reference/tools": [name for each in (read, write, edit, bash) for name in each.input_schema["properties"]],
+    "agents": [
+        *(set(AgentOptions.__annotations__) - set(RunOptions.__annotations__)),
+        *(
+            set(_public(Agent))
+            - {"steer", "cancel_tool", "pending_approvals", "approve", "deny"}
+            - {"name", "session_id"}
+        ),
+        *("unsaved", "abandoned", "Pending", "AgentBusy", "QueueFull", "AgentClosed", "UnknownRequest"),
+    ],
+    "steering": [
+        "steer",
+        "interrupt",
+        "cancel_tool",
+        "pending_approvals",
+        "approve",
+        "deny",
+        "approval_timeout",
+        "Steered",
+    ],
+    "supervision": [
+        *(set(_fields(ChildSpec)) - {"args", "on_exit", "on_gone"}),
+        *_public(Supervisor),
+        *("strategy", "max_restarts", "within", "registry", "on_event"),
+    ],
     "cancellation": ["timeout", "tool_timeout", "stall_timeout", "cancel_grace"],
 }
 
