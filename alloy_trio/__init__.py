@@ -7,13 +7,14 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.telemetry`, `.otel` and `.testing`, each name from exactly one of them.
+# `.providers`, `.tools`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.telemetry`, `.otel` and `.testing`,
+# each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
-#   1  facts and kit   _codec _events _session _instruments _telemetry _gate · _estimate _history _mailbox · _budget _reservation (the ledger) ·
-#                      _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
+#   1  facts and kit   _codec _events _session _instruments _telemetry _gate · _estimate _history _mailbox ·
+#                      _budget _reservation (the ledger) · _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks ·
 #                      tools/_tool _schema _context _output _threads
 #   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat (what is sent), _anthropic_reply
@@ -22,12 +23,13 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      tools/_read _write _edit _bash _paths _process _invocation _executor
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output · providers/_names
-#   5  the agent       _run · _agent (its handle) _agent_config _health _open_agent · _desk _requests _living (its life) · _journal
+#   5  the agent       _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
+#                      _desk _requests _living (its life) · _journal
 #                      _teams · hot reload: _reload _fresh _rebind _watch
 #   6  doors           repl/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
-# money _budget, _reservation and providers/_metered.
+# money _budget, _reservation and providers/_metered; for agents _requests, _desk, _living, and supervision/_decider.
 
 from __future__ import annotations
 

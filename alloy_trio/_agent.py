@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import trio
 
-from ._agent_config import AgentConfig, AgentOptions, freeze
-from ._desk import as_message, part_of
-from ._errors import AgentIdle, InvalidOption, RequestCancelled, UnknownRequest
+from ._agent_config import AgentChanges, AgentConfig, AgentOptions, freeze
+from ._agent_stream import RequestSource
+from ._desk import as_message
+from ._errors import AgentIdle, InvalidOption, UnknownRequest
 from ._health import Health
 from ._living import Core
 from ._requests import Pending
 from ._run import EventStream
-from .supervision._spec import ChildSpec
+from .supervision._spec import ChildSpec, Restart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,16 +60,40 @@ class Agent:
         """
         await cls(config)._core.serve(task_status=task_status)  # noqa: SLF001 - its own
 
+    @overload
     @classmethod
+    def child_spec(
+        cls,
+        *,
+        restart: Restart = "permanent",
+        shutdown: float = 5.0,
+        start_timeout: float = 30.0,
+        **options: Unpack[AgentOptions],
+    ) -> ChildSpec: ...
+
+    @overload
+    @classmethod
+    def child_spec(
+        cls,
+        config: AgentConfig,
+        /,
+        *,
+        restart: Restart = "permanent",
+        shutdown: float = 5.0,
+        start_timeout: float = 30.0,
+        **options: Unpack[AgentChanges],
+    ) -> ChildSpec: ...
+
+    @classmethod  # type: ignore[misc] # it does accept them, as `open_agent` does, where mypy sees it
     def child_spec(
         cls,
         config: AgentConfig | None = None,
         /,
         *,
-        restart: Literal["permanent", "transient", "temporary"] = "permanent",
+        restart: Restart = "permanent",
         shutdown: float = 5.0,
         start_timeout: float = 30.0,
-        **options: Unpack[AgentOptions],
+        **options: Any,
     ) -> ChildSpec:
         """
         Say how a supervisor is to start an agent; its name, or else the id of its session, is the child's id.
@@ -81,7 +105,7 @@ class Agent:
             InvalidOption: Something about the options.
             InvalidChildSpec: Something about the rest.
         """
-        core = cls(freeze(config, dict(options)), _is_supervised=True)._core  # noqa: SLF001 - its own
+        core = cls(freeze(config, options), _is_supervised=True)._core  # noqa: SLF001 - its own
         return ChildSpec(
             id=core.config.name or core.session.id,
             start=core.serve,
@@ -120,7 +144,7 @@ class Agent:
         Its turn is that of the moment in which it is entered. Leaving the body early cancels the request.
         """
         as_message(prompt)  # raises what is wrong with it now
-        return EventStream(_RequestSource(self, prompt, request_id))
+        return EventStream(RequestSource(lambda sink: self._ask(prompt, request_id, sink)))
 
     async def send_message(
         self, prompt: str | Message, *, request_id: str | None = None, budget: Budget | None = None
@@ -375,35 +399,3 @@ class Agent:
 
     def __repr__(self) -> str:
         return f"<Agent: {self._core.config.name or self.session_id}, {self.health().status}>"
-
-
-class _RequestSource:
-    """A stream's events from a run of an agent's."""
-
-    def __init__(self, agent: Agent, prompt: str | Message, request_id: str | None) -> None:
-        self._agent = agent
-        self._prompt = prompt
-        self._request_id = request_id
-        self._request: AgentRequest | None = None
-        self._inside = contextlib.ExitStack()
-
-    def begin(self, sink: Sink) -> None:
-        self._request = self._agent._ask(self._prompt, self._request_id, sink)  # noqa: SLF001 - the agent's own
-        self._inside.enter_context(
-            part_of(self._request)
-        )  # the body must not wait for the agent, whose run waits for it
-
-    async def drive(self) -> None:
-        assert self._request is not None
-        await self._request.wait()
-
-    def outcome(self) -> Result | None:
-        request = self._request
-        return request.result if request is not None and request.done.is_set() else None
-
-    def failure(self) -> Exception | None:
-        error = None if self._request is None else self._request.error
-        return None if isinstance(error, RequestCancelled) else error  # the stream raises one of its own
-
-    def end(self) -> None:
-        self._inside.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ._config import configure
 from ._errors import InvalidOption
-from ._options import ELSEWHERE, RunOptions
+from ._options import ELSEWHERE, Options, RunOptions
 from .pubsub._pubsub import PubSub
 
 if TYPE_CHECKING:
@@ -17,10 +17,25 @@ if TYPE_CHECKING:
 
     from ._config import Config
     from ._session import Session
+    from .providers._base import Provider
     from .sessions._record import SessionStore
 
 
-class AgentOptions(RunOptions, total=False):
+class _OwnOptions(TypedDict, total=False):
+    """What an agent takes besides what its runs do; `AgentOptions` says what each is."""
+
+    name: str | None
+    session_id: str | None
+    max_pending: int
+    pubsub: PubSub | None
+    subscribe: Iterable[str]
+    on_shutdown: Callable[[Session], object] | None
+    session_store: SessionStore | None
+    on_cancel: Literal["keep", "rollback"]
+    approval_timeout: float | None
+
+
+class AgentOptions(RunOptions, _OwnOptions, total=False):
     """
     The options of an agent: those of its runs, as `RunOptions` has them, and these.
 
@@ -38,18 +53,14 @@ class AgentOptions(RunOptions, total=False):
         approval_timeout: Seconds that a person may take to approve a call; None for as long as it takes.
     """
 
-    name: str | None
-    session_id: str | None
-    max_pending: int
-    pubsub: PubSub | None
-    subscribe: Iterable[str]
-    on_shutdown: Callable[[Session], object] | None
-    session_store: SessionStore | None
-    on_cancel: Literal["keep", "rollback"]
-    approval_timeout: float | None
+
+class AgentChanges(Options, _OwnOptions, total=False):
+    """The same, where an `AgentConfig` has the provider already."""
+
+    provider: Provider | str
 
 
-_OWN = frozenset(AgentOptions.__annotations__) - frozenset(RunOptions.__annotations__)
+_OWN = frozenset(_OwnOptions.__annotations__)
 
 
 class AgentConfig:

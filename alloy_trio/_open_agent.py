@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import attrs
 import trio
@@ -16,13 +16,21 @@ from ._background import Background
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from typing import Unpack
 
-    from ._agent_config import AgentConfig, AgentOptions
+    from ._agent_config import AgentChanges, AgentConfig, AgentOptions
 
 
-@contextlib.asynccontextmanager
-async def open_agent(config: AgentConfig | None = None, /, **options: Unpack[AgentOptions]) -> AsyncIterator[Agent]:
+@overload
+def open_agent(**options: Unpack[AgentOptions]) -> AbstractAsyncContextManager[Agent]: ...
+
+
+@overload
+def open_agent(config: AgentConfig, /, **options: Unpack[AgentChanges]) -> AbstractAsyncContextManager[Agent]: ...
+
+
+def open_agent(config: AgentConfig | None = None, /, **options: Any) -> AbstractAsyncContextManager[Agent]:
     """
     Open an agent that lives as long as the body.
 
@@ -41,7 +49,11 @@ async def open_agent(config: AgentConfig | None = None, /, **options: Unpack[Age
         AgentClosed: A `session_start` hook has halted.
         StoreError: The session could not be read.
     """
-    agent = Agent(freeze(config, dict(options)))
+    return _open(Agent(freeze(config, options)))
+
+
+@contextlib.asynccontextmanager
+async def _open(agent: Agent) -> AsyncIterator[Agent]:
     ready = trio.Event()
     life = Background(partial(_live, agent, ready))
     try:

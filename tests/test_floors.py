@@ -122,6 +122,7 @@ FLOORS = {
     # 5: the run, the agent
     "_agent": 5,
     "_agent_config": 5,
+    "_agent_stream": 5,
     "_desk": 5,
     "_health": 5,
     "_open_agent": 5,
