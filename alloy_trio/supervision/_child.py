@@ -34,6 +34,7 @@ class Life:
     handle: Any = None  # whatever the child says it is
     is_up: bool = False
     is_stopping: bool = False  # by the supervisor
+    is_gone: bool = False  # it was told that there will be no other life
     reason: ExitReason | None = None
     ready: trio.Event = attrs.field(factory=trio.Event)  # up, or over
     over: trio.Event = attrs.field(factory=trio.Event)

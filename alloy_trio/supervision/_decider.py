@@ -177,6 +177,7 @@ class Decider:
         for child in reversed(self.children.values()):
             await self._stop(child)
             self._gone(child)
+            self._release(child)
         self._drop_orders()
 
     def _drop_orders(self) -> None:
@@ -352,6 +353,9 @@ class Decider:
         del self.children[child.spec.id]
         child.is_deleted = True
         child.changed.set()
+        self._release(child)
+
+    def _release(self, child: Child) -> None:
         if self._registry is not None:
             self._registry.release(child.spec.id, self)
 
@@ -365,7 +369,8 @@ class Decider:
 
     def _gone(self, child: Child) -> None:
         life = child.life
-        if life is not None and life.reason is not None:
+        if life is not None and life.reason is not None and not life.is_gone:
+            life.is_gone = True
             self._call(child.spec.on_gone, life.reason)
 
     def _tell_overdue(self, child: Child, seconds: float) -> None:
