@@ -11,6 +11,7 @@ import gc
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias
 
@@ -18,7 +19,7 @@ import trio
 import trio.testing
 
 import alloy_trio
-from alloy_trio import Budget, Message, Middleware, Price, RunOptions, RunState, ToolUse, tool
+from alloy_trio import Agent, AgentConfig, Budget, Message, Middleware, Price, RunOptions, RunState, ToolUse, tool
 from alloy_trio._history import History
 from alloy_trio._instruments import is_on
 from alloy_trio.pubsub import PubSub, Subscription
@@ -130,6 +131,47 @@ async def _publish(held: int, reading: str) -> float:
     return best * 1e6
 
 
+async def _chat(times: int) -> tuple[float, float]:
+    """Return microseconds of CPU for a run of one turn, and for the same as an agent's `chat`: alternating, best of each."""
+    bare, chat = float("inf"), float("inf")
+    for _ in range(2 * _ROUNDS):
+        provider = ScriptedProvider(["done"] * 2 * times)
+        bare = min(bare, await _once(lambda p=provider: alloy_trio.run("go", provider=p), times))  # type: ignore[misc]
+        async with alloy_trio.open_agent(provider=provider) as agent:
+            spent = 0.0
+            for _ in range(times):
+                started = time.process_time()
+                await agent.chat("go")
+                spent += time.process_time() - started
+                await agent.reset()  # so that the conversation stays as short as that of the run
+            chat = min(chat, spent / times * 1e6)
+    return bare, chat
+
+
+async def _once(job: Job, times: int) -> float:
+    started = time.process_time()
+    for _ in range(times):
+        await job()
+    return (time.process_time() - started) / times * 1e6
+
+
+async def _idle_agents(count: int) -> float:
+    """Return the bytes that an idle agent takes: its task, its mailbox, its handle, with an empty history."""
+    config = AgentConfig(provider=ScriptedProvider([]))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Agent.serve, config)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        agents = [await nursery.start(Agent.serve, config) for _ in range(count)]
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert len(agents) == count
+        nursery.cancel_scope.cancel()
+    return taken / count
+
+
 async def _is_on() -> float:
     async def ask() -> None:
         for _ in range(1000):
@@ -170,6 +212,10 @@ async def _main() -> None:
         say(f"an event told, {what}", (await _cpu(_run, 200) - bare) / len(seen))
         remove_instrument(instrument)
 
+    bare, chat = await _chat(300)
+    say("a run of one turn", bare)
+    say("  as an agent's chat, that much more", chat - bare)
+    say("an idle agent", await _idle_agents(1000) / 1000, "kB")
     for held in (10, 5000):
         say(f"a message appended to {held:,}", await _append(held, 1000))
     for held in (1, 100, 10_000):
