@@ -97,7 +97,8 @@ class StoreJournal:
 
     async def _save(self, run: Run, more: list[tuple[str, Any]]) -> None:
         history, written = run.history, self._written
-        if history.rewrites != self._rewrites or (written and history.messages[len(written) - 1] is not written[-1]):
+        has_grown = len(history) >= len(written) and (not written or history.messages[len(written) - 1] is written[-1])
+        if history.rewrites != self._rewrites or not has_grown:
             self._rewrites, self.is_dirty = history.rewrites, True
         if self.is_dirty:
             session = attrs.evolve(self._session, messages=history.messages, usage=run.usage_of_session)
