@@ -18,6 +18,7 @@ from alloy_trio import (
     Message,
     RequestCancelled,
     RunState,
+    RunTimeout,
     Text,
     ToolContext,
     ToolUse,
@@ -300,6 +301,16 @@ async def test_waiting_for_a_person_counts_against_no_time_out(autojump_clock: o
         agent.approve("a")
         assert (await pending.result()).status == "completed"
         assert trio.current_time() == pytest.approx(3601)
+
+
+async def test_the_clock_goes_on_once_a_person_has_decided(autojump_clock: object) -> None:
+    async with asking(timeout=0.5) as agent:
+        pending = await agent.send_message("go")
+        await trio.sleep(100)
+        agent.approve("a")
+        with pytest.raises(RunTimeout):
+            await pending.result()
+        assert trio.current_time() == pytest.approx(100.5)
 
 
 async def test_a_person_may_be_given_a_time(autojump_clock: object) -> None:

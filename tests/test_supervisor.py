@@ -176,6 +176,17 @@ async def test_the_intensity(crashes: int, autojump_clock: object, *, within: bo
     assert on.log[-1] == "-b"
 
 
+async def test_two_that_crash_at_once_are_restarted_once(autojump_clock: object) -> None:
+    """The second had ended already when all were stopped for the first: its exit is an old one by then."""
+    on = Stage()
+    async with open_supervisor([on.spec(name) for name in "abc"], strategy="one_for_all") as supervisor:
+        on.failures["a"] = CRASH
+        on.orders["a"].set()
+        await on.end("b", CRASH)
+        assert [child.restarts for child in supervisor.which_children()] == [1, 1, 1]
+        assert [name for name in on.log if name.startswith("+")] == ["+a", "+b", "+c"]
+
+
 async def test_a_supervisor_that_gives_up_is_a_child_that_crashed(autojump_clock: object) -> None:
     """Principles: 'the supervisor terminates … the next higher level supervisor takes some action'."""
     on = Stage()
