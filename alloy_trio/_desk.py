@@ -84,6 +84,7 @@ class Desk:
         is_supervised: Whether somebody may start another one.
         down: Set while it is not up.
         base: The context variables around its start, for requests that are nobody's part.
+        changing: Set once a change is made of which no run may see half; None where there is none.
     """
 
     session: Session
@@ -100,6 +101,7 @@ class Desk:
         self.is_supervised: bool = is_supervised
         self.down: trio.Event = trio.Event()
         self.base: contextvars.Context | None = None
+        self.changing: trio.Event | None = None
 
     @property
     def label(self) -> str:
@@ -129,8 +131,8 @@ class Desk:
             raise AgentBusy(f"{doing} here would wait for itself: this is part of a request to the same agent")
 
     def refuse_busy(self, doing: str) -> None:
-        """Raise AgentBusy if there is a request."""
-        if self.requests:
+        """Raise AgentBusy if there is a request, or a change that takes its time."""
+        if self.requests or self.changing is not None:
             raise AgentBusy(f"{doing} has to wait for the end of the run: await agent.wait_idle() first")
 
     def submit(

@@ -79,7 +79,6 @@ class Core(Desk):
         self.started_at: float = 0.0
         self._journal: StoreJournal | None = None
         self._taking: trio.CancelScope | None = None
-        self._changing: trio.Event | None = None  # set once a change that no run may see half of is made
         self._crash: Exception | None = None
         cents = config.options.get("max_budget_cents")
         self._budgets: tuple[Budget, ...] = () if cents is None else (Budget(cents=cents),)
@@ -194,8 +193,8 @@ class Core(Desk):
                 request = await self.mailbox.take()
             if self._taking.cancelled_caught:
                 return
-            while self._changing is not None:
-                await self._changing.wait()
+            while self.changing is not None:
+                await self.changing.wait()
             if request.state != "queued":
                 continue  # cancelled meanwhile
             self.current, request.state = request, "running"
@@ -416,7 +415,7 @@ class Core(Desk):
 
     async def reset(self, other: Session | None = None) -> None:
         """Begin the conversation anew, or go on with another one's. Raises StoreError."""
-        changed = self._changing = trio.Event()
+        changed = self.changing = trio.Event()
         try:
             messages, prefix = ((), None) if other is None else (other.messages, other.prefix)
             self.session.update(messages, Usage() if other is None else self.session.usage)
@@ -425,5 +424,5 @@ class Core(Desk):
             if (failure := await self._saved(None, None)) is not None:
                 raise failure
         finally:
-            self._changing = None
+            self.changing = None
             changed.set()

@@ -32,12 +32,16 @@ from alloy_trio import (
 )
 from alloy_trio.events import Custom, Envelope, RunStart, TextDelta
 from alloy_trio.pubsub import PubSub, Subscription
+from alloy_trio.sessions import MemoryStore
 from alloy_trio.supervision import open_supervisor
 from alloy_trio.teams import delegate
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, error, text, tool_call
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from alloy_trio import Result
+    from alloy_trio.sessions import Record
     from alloy_trio.testing._script import Script
 
 LATER: Script = [delay(1), text("later")]
@@ -267,6 +271,28 @@ async def test_ag_18_reset_empties_the_history_and_keeps_the_rest() -> None:
         assert agent.usage.input_tokens == 0
         await agent.chat("two")
         assert len(agent.messages) == 2
+
+
+async def test_ag_18_a_reset_that_takes_its_time_keeps_others_out(autojump_clock: object) -> None:
+    """A run that comes meanwhile begins behind it; another change is refused."""
+
+    class Slow(MemoryStore):
+        async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
+            await trio.sleep(1)
+            await super().rewrite(session_id, records)
+
+    store = Slow()
+    async with open_agent(provider=ScriptedProvider(["a", "b"]), session_store=store, session_id="s") as agent:
+        await agent.chat("one")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.reset)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(AgentBusy):
+                await agent.reset()
+            assert (await agent.chat("two")).text == "b"
+        assert [message.text for message in agent.messages] == ["two", "b"]
+        async with open_agent(provider="demo", session_store=store, session_id="s") as again:
+            assert again.messages == agent.messages
 
 
 async def test_ag_19_set_model_keeps_all_but_the_model() -> None:
