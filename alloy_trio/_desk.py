@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import trio
 
 from ._errors import AgentBusy, AgentClosed, AlloyError, InvalidOption, QueueFull, RequestCancelled
+from ._events import Custom, Envelope
 from ._mailbox import Mailbox
 from ._messages import Message
 from ._requests import AgentRequest
@@ -229,3 +231,11 @@ class Desk:
                 self.mailbox.take_back(request)
                 closed = AgentClosed(f"{self.label} stopped before the turn of request {request.id} came")
                 self._answer_unrun(request, "error", closed)
+
+    def tell_refused(self, message: object, refused: AlloyError) -> None:
+        """A message that began no run is not lost in silence."""
+        logger.warning("%s did not take a message from its topics: %s", self.label, refused)
+        event = Custom("message_refused", {"message": str(message)[:200], "reason": str(refused)})
+        envelope = Envelope(seq=1, correlation_id=self.session.id, turn=0, ts=time.time(), event=event)
+        if self.config.pubsub is not None:
+            self.config.pubsub.publish(f"agent:{self.session.id}:events", (envelope,))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ from ._errors import (
     RequestCancelled,
     StoreError,
 )
-from ._events import Custom, Envelope
 from ._journal import StoreJournal, open_journal
 from ._loop import prepare, run_loop
 from ._result import Result
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from ._agent_config import AgentConfig
     from ._config import Config
     from ._emitter import Sink
+    from ._events import Envelope
     from ._requests import AgentRequest
     from ._result import Status
     from .tools._tool import Tool
@@ -193,13 +192,24 @@ class Core(Desk):
                 request = await self.mailbox.take()
             if self._taking.cancelled_caught:
                 return
-            while self.changing is not None:
-                await self.changing.wait()
+            if self.changing is not None:
+                await self._wait_for_change(request)
             if request.state != "queued":
                 continue  # cancelled meanwhile
             self.current, request.state = request, "running"
             request.context.run(nursery.start_soon, self._perform, request)
             await request.done.wait()
+
+    async def _wait_for_change(self, request: AgentRequest) -> None:
+        """Wait until a change has been made; if this life ends meanwhile, the request waits for the next one."""
+        is_made = False
+        try:
+            while self.changing is not None:
+                await self.changing.wait()
+            is_made = True
+        finally:
+            if not is_made and request.state == "queued":
+                self.mailbox.put_back(request)
 
     def finish(self) -> None:
         """Take no more requests out of the mailbox: the life ends with the run under way."""
@@ -392,15 +402,7 @@ class Core(Desk):
                 try:
                     self.submit(message, None)
                 except AlloyError as refused:
-                    self._tell_refused(message, refused)
-
-    def _tell_refused(self, message: object, refused: AlloyError) -> None:
-        """A message that began no run is not lost in silence."""
-        logger.warning("%s did not take a message from its topics: %s", self.label, refused)
-        event = Custom("message_refused", {"message": str(message)[:200], "reason": str(refused)})
-        envelope = Envelope(seq=1, correlation_id=self.session.id, turn=0, ts=time.time(), event=event)
-        if self.config.pubsub is not None:
-            self.config.pubsub.publish(f"agent:{self.session.id}:events", (envelope,))
+                    self.tell_refused(message, refused)
 
     # Changes
 

@@ -48,6 +48,11 @@ class Mailbox(Generic[T]):
             self._sweep()
         return True
 
+    def put_back(self, item: T) -> None:
+        """Add an item that was taken ahead of all others again."""
+        self._waiting = {item: None, **self._waiting}
+        self._sweep()
+
     async def take(self) -> T:
         """Wait for the first item, and remove it. A cancel leaves it where it is."""
         while True:
@@ -58,8 +63,9 @@ class Mailbox(Generic[T]):
             self._stale -= 1
 
     def _sweep(self) -> None:
+        """Take all out of the channel, and put those in that wait."""
         for _ in range(self._receive.statistics().current_buffer_used):
-            item = self._receive.receive_nowait()
-            if item in self._waiting:
-                self._send.send_nowait(item)
+            self._receive.receive_nowait()
+        for each in self._waiting:
+            self._send.send_nowait(each)
         self._stale = 0

@@ -33,7 +33,7 @@ from alloy_trio import (
 from alloy_trio.events import Custom, Envelope, RunStart, TextDelta
 from alloy_trio.pubsub import PubSub, Subscription
 from alloy_trio.sessions import MemoryStore
-from alloy_trio.supervision import open_supervisor
+from alloy_trio.supervision import ChildSpec, open_supervisor
 from alloy_trio.teams import delegate
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, error, text, tool_call
 
@@ -732,3 +732,79 @@ async def test_a_caller_s_deadline_reaches_the_retries(autojump_clock: trio.test
         with trio.fail_after(10), pytest.raises(ProviderError, match="slow down"):
             await agent.chat("go")
         assert trio.current_time() == 0
+
+
+async def test_what_takes_too_long_at_the_end_is_cut_short(
+    autojump_clock: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`on_shutdown` and `session_end` have `cancel_grace` seconds together."""
+
+    async def for_ever(_: Session) -> None:
+        await trio.sleep_forever()
+
+    async with open_agent(provider=ScriptedProvider([]), on_shutdown=for_ever, cancel_grace=3):
+        pass
+    assert trio.current_time() == 3
+    assert "cut short" in caplog.text
+
+
+async def test_a_request_that_is_cancelled_behind_a_reset_never_runs(autojump_clock: object) -> None:
+    """It was at the head of the queue, and waited for the reset to be written."""
+
+    class Slow(MemoryStore):
+        async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
+            await trio.sleep(1)
+            await super().rewrite(session_id, records)
+
+    provider = ScriptedProvider(["a", "b"])
+    async with open_agent(provider=provider, session_store=Slow()) as agent, trio.open_nursery() as nursery:
+        nursery.start_soon(agent.reset)
+        await trio.testing.wait_all_tasks_blocked()
+        pending = await agent.send_message("one")
+        await trio.testing.wait_all_tasks_blocked()
+        assert await pending.cancel()
+        assert trio.current_time() == 0
+        assert (await agent.chat("two")).text == "a"
+    assert len(provider.requests) == 1
+
+
+async def test_a_request_behind_a_reset_outlives_a_crash(autojump_clock: object) -> None:
+    """It was at the head of the queue when a sibling's crash ended the agent, and is first in its next life."""
+
+    class Slow(MemoryStore):
+        async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
+            await trio.sleep(1)
+            await super().rewrite(session_id, records)
+
+    provider = ScriptedProvider(["a", "b", "c"])
+    spec = Agent.child_spec(name="x", provider=provider, session_store=Slow(), max_pending=2)
+    crash = ChildSpec(id="sibling", start=lambda: _crash_at(0.5), restart="transient")
+    async with open_supervisor([crash, spec], strategy="one_for_all") as supervisor, trio.open_nursery() as nursery:
+        agent: Agent = supervisor["x"]
+        nursery.start_soon(agent.reset)
+        await trio.testing.wait_all_tasks_blocked()
+        pending = [await agent.send_message(text) for text in ("one", "two")]
+        assert [(await each.result()).text for each in pending] == ["a", "b"]
+    assert [request.messages[-1].text for request in provider.requests] == ["one", "two"]
+
+
+async def _crash_at(seconds: float) -> None:
+    if trio.current_time() < seconds:
+        await trio.sleep(seconds)
+        raise ValueError("crashed")
+
+
+async def test_messages_that_came_too_fast_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    pubsub = PubSub()
+    async with open_agent(provider=ScriptedProvider(["a"] * 99), pubsub=pubsub, subscribe=["jobs"], max_pending=99):
+        for number in range(70):
+            pubsub.publish("jobs", str(number))
+        await trio.testing.wait_all_tasks_blocked()
+    assert "has lost 6 messages" in caplog.text
+
+
+async def test_an_agent_lives_once_at_a_time() -> None:
+    spec = Agent.child_spec(name="x", provider=ScriptedProvider([]))
+    async with open_supervisor([spec]), trio.open_nursery() as nursery:
+        with pytest.raises(RuntimeError, match="running already"):
+            await nursery.start(spec.start)
