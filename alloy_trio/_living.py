@@ -127,9 +127,7 @@ class Core(Desk):
                 if has_begun:
                     await self._shut_down()
             if scope.cancelled_caught:
-                logger.warning(
-                    "%s took longer than cancel_grace=%g seconds to stop, and was cut short", self.label, grace
-                )
+                logger.warning("the end of %s took longer than cancel_grace=%g, and was cut short", self.label, grace)
             if not self.is_supervised:
                 self.close()
             self.down.set()
@@ -142,6 +140,7 @@ class Core(Desk):
         self._context = dict(self.config.options.get("context") or {})
         self.base = contextvars.copy_context()
         self.base.run(part_of_none)
+        await self._wait_for_change()  # one of the last life's may still be written
         first = self._first
         is_given = self.config.options.get("session") is not None  # one of the user's goes on as it is
         await self._open(first if is_given else Session(id=first.id, messages=first.messages))
@@ -200,7 +199,7 @@ class Core(Desk):
             request.context.run(nursery.start_soon, self._perform, request)
             await request.done.wait()
 
-    async def _wait_for_change(self, request: AgentRequest) -> None:
+    async def _wait_for_change(self, request: AgentRequest | None = None) -> None:
         """Wait until a change has been made; if this life ends meanwhile, the request waits for the next one."""
         is_made = False
         try:
@@ -208,7 +207,7 @@ class Core(Desk):
                 await self.changing.wait()
             is_made = True
         finally:
-            if not is_made and request.state == "queued":
+            if not is_made and request is not None and request.state == "queued":
                 self.mailbox.put_back(request)
 
     def finish(self) -> None:

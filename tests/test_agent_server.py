@@ -777,7 +777,7 @@ async def test_a_request_behind_a_reset_outlives_a_crash(autojump_clock: object)
             await super().rewrite(session_id, records)
 
     provider = ScriptedProvider(["a", "b", "c"])
-    spec = Agent.child_spec(name="x", provider=provider, session_store=Slow(), max_pending=2)
+    spec = Agent.child_spec(name="x", provider=provider, session_store=Slow(), max_pending=2, shutdown=0)
     crash = ChildSpec(id="sibling", start=lambda: _crash_at(0.5), restart="transient")
     async with open_supervisor([crash, spec], strategy="one_for_all") as supervisor, trio.open_nursery() as nursery:
         agent: Agent = supervisor["x"]
