@@ -13,6 +13,7 @@ import trio
 from ._agent import Agent
 from ._agent_config import freeze
 from ._background import Background
+from ._util import single
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,10 +64,11 @@ async def _open(agent: Agent) -> AsyncIterator[Agent]:
                 yield agent
     except Exception as error:
         if life.error is not None:
-            error.add_note(f"The agent had broken down as well: {type(life.error).__name__}: {life.error}")
+            broken = single(life.error)
+            error.add_note(f"The agent had broken down as well: {type(broken).__name__}: {broken}")
         raise
     if life.error is not None:
-        raise life.error
+        raise single(life.error)  # in a group, if leaving the body has cancelled what was about to break down
 
 
 async def _live(agent: Agent, ready: trio.Event) -> None:
