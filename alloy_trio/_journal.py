@@ -111,9 +111,9 @@ class StoreJournal:
         self._written = history.messages
 
     def _entry(self, message: Message, usage: Usage) -> tuple[str, Any]:
-        if message.tool_results and all(self._results.get(each.tool_use_id) == each for each in message.tool_results):
+        results, self._results = self._results, {}
+        if message.tool_results and all(results.get(each.tool_use_id) == each for each in message.tool_results):
             rest = Message("user", [block for block in message.content if not isinstance(block, ToolResult)])
-            self._results.clear()
             return "answered", {"rest": plain(rest), "epoch": message.epoch}
         return "message", {"message": plain(message), "usage": plain(usage)}
 
@@ -200,8 +200,8 @@ class _Fold:
                 result = load(data["result"], ToolResult)
                 self._results[result.tool_use_id] = result
             case "answered":
-                rest = load(data["rest"], Message).content
-                self._answer(*rest, epoch=data["epoch"])
+                rest = load({**data["rest"], "epoch": data["epoch"]}, Message)
+                self._answer(*rest.content, epoch=rest.epoch)
             case "run":
                 head = load(data["session"], Session)
                 for name in ("usage", "metadata", "prefix", "updated_at"):
