@@ -1,10 +1,16 @@
-"""A program with an agent, to be killed at any moment: it says what was acknowledged, and each call leaves its mark in a file."""
+"""
+A program with an agent, to be killed at any moment: it says what was acknowledged, and each call leaves its mark in a file.
+
+For each line that it reads it forks: imports would take longer than all else. The child says who it is, and begins a life of
+that name; the parent, which has no threads, and nothing to do with any store, says when it is over.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -17,7 +23,7 @@ from alloy_trio.testing import ScriptedProvider, text, tool_call
 if TYPE_CHECKING:
     from alloy_trio.events import Envelope
 
-FOLDER, KIND, LIFE = sys.argv[1:4]
+FOLDER, KIND = sys.argv[1:]
 numbers = itertools.count()
 
 
@@ -36,12 +42,12 @@ async def mark(ctx: ToolContext, place: int) -> str:
     return str(place)
 
 
-def reply(request: Any) -> Any:
+def reply(life: str, request: Any) -> Any:
     """Ask for two calls, and for two more after some of them."""
     number = next(numbers)
     if request.messages[-1].tool_results and number % 3:
         return "done"
-    calls = [tool_call("mark", {"place": place}, id=f"c{LIFE}_{number}_{place}") for place in range(2)]
+    calls = [tool_call("mark", {"place": place}, id=f"c{life}_{number}_{place}") for place in range(2)]
     return [text("I shall"), *calls]
 
 
@@ -51,10 +57,10 @@ def listen(envelope: Envelope) -> None:
         say("result", envelope.event.id)
 
 
-async def main() -> None:
+async def main(life: str) -> None:
     """Chat until the end comes."""
     store = JSONLStore(f"{FOLDER}/store") if KIND == "jsonl" else SQLiteStore(f"{FOLDER}/store.db")
-    provider = ScriptedProvider([reply] * 100_000)
+    provider = ScriptedProvider([partial(reply, life)] * 100_000)
     async with (
         store,
         open_agent(
@@ -62,9 +68,20 @@ async def main() -> None:
         ) as agent,
     ):
         for number in itertools.count():
-            await agent.chat(f"question {LIFE} {number}")
-            say("answered", f"question {LIFE} {number}")
+            await agent.chat(f"question {life} {number}")
+            say("answered", f"question {life} {number}")
+
+
+def begin_lives() -> None:
+    """Begin a life for each line."""
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            say("life", os.getpid())
+            trio.run(main, line.strip())
+        os.waitpid(child, 0)
+        say("over")
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    begin_lives()
