@@ -365,7 +365,10 @@ async def take(agent: Agent, step: str, prompt: str) -> None:
                 await agent.chat(prompt)
         else:
             pending = await agent.send_message(prompt)
-            if step in {"steer", "stream", "turn"}:
+            if step == "withdraw":
+                await trio.sleep(1)
+                await pending.cancel()
+            elif step in {"steer", "stream", "turn"}:
                 await trio.sleep(1)
                 interrupt: Any = None if step == "steer" else step
                 await agent.steer("REMARK", interrupt=interrupt)
@@ -373,10 +376,11 @@ async def take(agent: Agent, step: str, prompt: str) -> None:
 
 
 REPLIES: dict[str, list[Script]] = {
-    "chat": ["words " * 40],
+    "chat": ["words " * 200],
     "tools": [*WORK[:2], "done"],
     "fail": [error("down")],
     "cancel": [[text("half "), tool_call("work", {"n": 9}), delay(1)]],
+    "withdraw": [[text("half "), tool_call("work", {"n": 0}), tool_call("work", {"n": 9})]],
     "steer": [[tool_call("work", {"n": 5})], "ok"],
     "stream": [[delay(5), text("never")], "ok"],
     "turn": [[tool_call("work", {"n": 5}), tool_call("work", {"n": 0})], "ok"],
@@ -398,7 +402,7 @@ class Watch:
             """Work."""
             self.started.append((store.now, ctx.tool_use_id))
             await trio.sleep(n)
-            return f"did {n}"
+            return f"did {n} " * 100
 
         self.work = work
 
@@ -460,7 +464,7 @@ def test_the_log_says_what_the_agent_says(steps: list[str], refused: set[int], o
             session_id="s",
             on_cancel=on_cancel,
             middleware=[Edit()],
-            context_tokens=700 if small else 100_000,
+            context_tokens=600 if small else 100_000,
             compaction=Compaction(fallback="truncate") if small else True,
         ) as agent:
             await live(agent, store, watch, steps)
