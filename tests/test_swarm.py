@@ -32,26 +32,23 @@ AGENTS = 1000
 
 
 class Fragile(MemoryStore):
-    """Breaks for a session when it is told to, as no store should. It forgets what was: memory is to stay flat."""
+    """Breaks for a session when it is told to, as no store should."""
 
     def __init__(self) -> None:
         super().__init__()
         self.breaks: set[str] = set()
 
-    async def load(self, session_id: str) -> Sequence[Record]:
-        await self.delete(session_id)
-        return ()
-
-    async def append(self, session_id: str, records: Sequence[Record]) -> None:
+    def _break(self, session_id: str) -> None:
         if session_id in self.breaks:
             self.breaks.discard(session_id)
             raise RuntimeError("broken")
+
+    async def append(self, session_id: str, records: Sequence[Record]) -> None:
+        self._break(session_id)
         await super().append(session_id, records)
 
     async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
-        if session_id in self.breaks:
-            self.breaks.discard(session_id)
-            raise RuntimeError("broken")
+        self._break(session_id)
         await super().rewrite(session_id, records)
 
 
@@ -66,7 +63,7 @@ class Echo:
 
 
 async def test_a_swarm_lives_on(autojump_clock: object, caplog: pytest.LogCaptureFixture) -> None:
-    """All answer in the end, nobody else has noticed, and neither tasks nor memory have grown."""
+    """All answer in the end and know what was said before, nobody waits, and neither tasks nor memory have grown."""
     caplog.set_level(logging.CRITICAL, "alloy_trio")
     chance, store, crashed = random.Random(7), Fragile(), 0
     specs = [
@@ -83,6 +80,8 @@ async def test_a_swarm_lives_on(autojump_clock: object, caplog: pytest.LogCaptur
 
     async with open_supervisor(specs, max_restarts=10_000) as supervisor:
         agents: list[Agent] = [supervisor[spec.id] for spec in specs]
+        for agent in agents:
+            await agent.chat(f"I am {agent.name}")
         tasks = trio.lowlevel.current_statistics().tasks_living
         sizes = []
         tracemalloc.start()
@@ -99,6 +98,9 @@ async def test_a_swarm_lives_on(autojump_clock: object, caplog: pytest.LogCaptur
             tracemalloc.stop()
         for agent in agents:
             assert (await agent.chat("fine")).text == "fine"
+            assert [message.text for message in agent.messages] == [*[f"I am {agent.name}"] * 2, *["fine"] * 2]
+            health = agent.health()
+            assert (health.status, health.pending_count, health.unsaved) == ("idle", 0, False)
         assert trio.lowlevel.current_statistics().tasks_living == tasks
         assert supervisor.count_children()["active"] == AGENTS
         assert sum(child.restarts for child in supervisor.which_children()) == crashed == 6 * AGENTS * MINUTES
