@@ -229,6 +229,10 @@ class BuiltinCatalog:
                 return known
         return None
 
+    def models(self, provider: str) -> list[str]:
+        """Return the names of a provider's models, sorted; none if it has no prices of its own."""
+        return sorted(self._of(_IN_DATA.get(provider.lower(), provider.lower())))
+
     def _of(self, vendor: str) -> dict[str, Row | ModelInfo]:
         """Return a vendor's models by name; what was looked for before is worked out already."""
         if vendor not in self._models:

@@ -132,6 +132,10 @@ class Compaction(Middleware):
 
     async def on_context_overflow(self, state: RunState, error: Exception) -> None:  # noqa: ARG002 - the hook's shape
         """Compact the conversation to half of its size: the window, or the estimate, is not what we believe."""
+        await self.compact(state)
+
+    async def compact(self, state: RunState) -> None:
+        """Compact the conversation to half of its size now, whatever room there is: for a hook of yours that knows when."""
         limit = min(self._limit(state), state.estimated_tokens // 2)
         await self._compact(state, _Room.of(state, limit, limit))
 

@@ -161,14 +161,36 @@ async def open_journal(store: SessionStore, session: Session) -> tuple[StoreJour
     records = await store.load(session.id)
     if not records:
         return StoreJournal(store, session, 0, is_dirty=True), session
+    restored, repaired = _read(session.id, records)
+    return StoreJournal(store, restored, records[-1].seq, is_dirty=repaired), restored
+
+
+async def read_session(store: SessionStore, session_id: str) -> Session | None:
+    """
+    Return a session as the store has it; None if it does not know it.
+
+    Raises:
+        StoreError: The store cannot be read, or has what is no session of ours.
+    """
+    records = await store.load(session_id)
+    return _read(session_id, records)[0] if records else None
+
+
+async def write_session(store: SessionStore, session: Session) -> None:
+    """Put a session in the place of all that the store has of it, while no agent writes it. Raises StoreError."""
+    records = await store.load(session.id)
+    seq = records[-1].seq if records else 0
+    await store.rewrite(session.id, [Record(seq + 1, "snapshot", {"session": plain(session)})])
+
+
+def _read(session_id: str, records: Sequence[Record]) -> tuple[Session, bool]:
     try:
-        restored, repaired = restore(records)
+        return restore(records)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"the store has records of session {session.id!r} that cannot be read: {error}; "
+            f"the store has records of session {session_id!r} that cannot be read: {error}; "
             "move them away, or give another session_id"
         ) from error
-    return StoreJournal(store, restored, records[-1].seq, is_dirty=repaired), restored
 
 
 def restore(records: Sequence[Record]) -> tuple[Session, bool]:

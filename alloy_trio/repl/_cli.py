@@ -24,78 +24,79 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-import attrs
 import click
 import trio
 
 from .._background import Background
+from .._budget import Budget
 from .._errors import InvalidOption
-from ..providers._base import provider_model, provider_name
-from ..providers._names import make, names
-from ..providers._openai_compat import OpenAICompat
-from ..tools._bash import bash
-from ..tools._edit import edit
-from ..tools._read import read
-from ..tools._tool import Tool
-from ..tools._write import write
-from ._show import DIM, JSONLines, Output, Screen, explain, one_line, say_cancelled, shortfall, show_run
-from ._talk import Input, converse
+from .._util import single
+from ..providers._names import names
+from ._config_file import read_config
+from ._places import config_file
+from ._plain import Input
+from ._setup import KEYS, TOOLS, Flags, Setup, choose_provider
+from ._show import DIM, JSONLines, Output, Screen, explain, one_line, say_cancelled
+from ._sitting import Sitting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from .._options import RunOptions
     from ..providers._base import Provider
+    from ..tools._tool import Tool
 
 _SIGNALS: Final = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 _SIGPIPE: Final = 13  # signal.SIGPIPE, which Windows lacks
-
-_TOOLS: Final[Mapping[str, Tool]] = {tool.name: tool for tool in (read, write, edit, bash)}
-
-# Providers that a key alone chooses, the first one first: name, the key's variable, the model where none is named.
-_BY_KEY: Final = (
-    ("anthropic", "ANTHROPIC_API_KEY", "claude-sonnet-5-5"),
-    ("openai", "OPENAI_API_KEY", "gpt-6-astra"),
-)
-_KEYS = " or ".join(key for _, key, _ in _BY_KEY)
-_DEMO = (
-    f"demo: no language model, no key. For a real one set {_KEYS}, or point --base-url at a local server such as "
-    "http://localhost:11434/v1 with --model NAME"
-)
-
-
-@attrs.frozen(kw_only=True)
-class Flags:
-    """What stands on the command line; the options of `_command` say what it means."""
-
-    words: tuple[str, ...]
-    prompt: str | None
-    provider: str | None
-    model: str | None
-    base_url: str | None
-    tools: tuple[Tool, ...]
-    system: str | None
-    max_turns: int | None
-    max_output_tokens: int | None
-    max_retries: int | None
-    timeout: float | None
-    directory: Path
-    json: bool
-    no_color: bool
-    debug: bool
+_PROGRAM: Final = "alloy-trio"
+_COMPLETE: Final = "_ALLOY_TRIO_COMPLETE"  # the variable by which a shell asks click
+_NOT_IN_FILES: Final = {"prompt", "profile", "session", "resume", "json", "debug"}
 
 
 def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Tool, ...]:
     if not given:
-        return tuple(_TOOLS.values())
+        return tuple(TOOLS.values())
     names = dict.fromkeys(name.strip() for text in given for name in text.split(","))
     names.pop("", None)
     if list(names) == ["none"]:
         return ()
     for name in names:
-        if name not in _TOOLS:
-            raise click.BadParameter(f"there is no tool {name!r}: say {', '.join(_TOOLS)}, or none")
-    return tuple(_TOOLS[name] for name in names)
+        if name not in TOOLS:
+            raise click.BadParameter(f"there is no tool {name!r}: say {', '.join(TOOLS)}, or none")
+    return tuple(TOOLS[name] for name in names)
+
+
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make what the configuration file says the defaults of the other options."""
+    if context.resilient_parsing:  # a shell completes
+        return
+    known = {
+        option.opts[-1].removeprefix("--"): str(option.name)
+        for option in context.command.params
+        if isinstance(option, click.Option) and option.expose_value and option.name not in _NOT_IN_FILES
+    }
+    profile = context.params.get("profile")
+    context.default_map = read_config(path or config_file(), profile, known, needed=path is not None)
+
+
+def _as_budget(_: click.Context, __: click.Parameter, given: str | None) -> Budget | None:
+    if given is None:
+        return None
+    try:
+        return Budget(given.removeprefix("$"))
+    except InvalidOption as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _print_completion(context: click.Context, _: click.Parameter, shell: str | None) -> None:
+    """Print the script that makes a shell complete the command `alloy-trio`."""
+    if shell is None or context.resilient_parsing:
+        return
+    from click.shell_completion import get_completion_class  # noqa: PLC0415 - for those who ask
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(context.command, {}, _PROGRAM, _COMPLETE).source())
+    context.exit()
 
 
 @click.command(
@@ -104,7 +105,7 @@ def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...])
 
     \b
     Which provider: --provider, else --base-url, else $ALLOY_PROVIDER
-    (NAME:MODEL), else {_KEYS},
+    (NAME:MODEL), else {KEYS},
     else a demo that needs no key.
     Keys come from the environment only, never from an option. For a server of
     your own that wants one: --provider openai-chat --base-url URL, and
@@ -147,33 +148,84 @@ def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...])
     show_default=False,
     help="Where the tools work.",
 )
+@click.option(
+    "--allow",
+    metavar="PATH",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Another folder that read, write and edit may touch.",
+)
+@click.option("--budget", metavar="DOLLARS", callback=_as_budget, help="What all requests together may cost.")
+@click.option(
+    "--approve/--yolo",
+    default=None,
+    help="Ask before bash, write and edit, or never. In a conversation they ask; with one prompt they do not.",
+)
+@click.option("--session", metavar="NAME", help="The conversation to go on with, or to begin.")
+@click.option("--resume", is_flag=True, help="Go on with the conversation that was used last.")
+@click.option("--profile", metavar="NAME", is_eager=True, help="A profile of the configuration file.")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_read_config,
+    is_eager=True,
+    expose_value=False,
+    help="The configuration file, instead of alloy_trio/config.toml in $XDG_CONFIG_HOME.",
+)
+@click.option(
+    "--completion",
+    type=click.Choice(["bash", "zsh", "fish"]),
+    callback=_print_completion,
+    is_eager=True,
+    expose_value=False,
+    help="Print the script by which a shell completes the command alloy-trio.",
+)
 @click.option("--json", is_flag=True, help="One JSON event a line on stdout, and nothing else there.")
 @click.option("--no-color", is_flag=True, help="No escape codes; NO_COLOR in the environment says the same.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the log.")
 @click.version_option(package_name="alloy_trio", message="%(package)s %(version)s")
-def _command(**given: Any) -> int:
+@click.pass_context
+def _command(context: click.Context, /, **given: Any) -> int:
     """Ask a model, let it use tools, show what happens."""
-    return _perform(Flags(**given))
+    return _perform(_flags(given, context.obj))
+
+
+def _flags(given: dict[str, Any], arguments: Sequence[str]) -> Flags:
+    def again() -> Flags:
+        """Read it all once more. Raises InvalidOption."""
+        try:
+            with _command.make_context(_PROGRAM, list(arguments)) as context:
+                return _flags(context.params, arguments)
+        except click.ClickException as error:
+            raise InvalidOption(error.format_message()) from error
+
+    return Flags(**{name: value for name, value in given.items() if name != "profile"}, again=again)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. Shows no traceback unless `--debug` is given."""
     try:
-        status: int = _command.main(
-            arguments, prog_name="python -m alloy_trio", standalone_mode=False, windows_expand_args=False
+        given = sys.argv[1:] if arguments is None else arguments
+        status: int | None = _command.main(
+            given,
+            obj=given,
+            prog_name="python -m alloy_trio",
+            complete_var=_COMPLETE,
+            standalone_mode=False,
+            windows_expand_args=False,
         )
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
-    return status
+    return status or 0  # None of an option that has printed something, and no more
 
 
 def _perform(flags: Flags) -> int:
     """Do what the flags say, and return the exit status."""
     _configure_log(debug=flags.debug)
     try:
-        provider, notice = _choose_provider(flags, os.environ)
+        provider, notice = choose_provider(flags)
         for file in (sys.stdout, sys.stderr):
             if isinstance(file, io.TextIOWrapper):  # a model may say what a terminal of another encoding cannot show
                 file.reconfigure(errors="replace", encoding="utf-8" if flags.json else None)
@@ -186,7 +238,8 @@ def _perform(flags: Flags) -> int:
         _drop(sys.stdout)
         _drop(sys.stderr)
         return 128 + _SIGPIPE
-    except Exception as error:  # noqa: BLE001 - the edge of the program: what nobody has handled ends here, in one line
+    except Exception as raised:  # noqa: BLE001 - the edge of the program: what nobody has handled ends here, in one line
+        error = single(raised)
         if isinstance(error, OSError):
             _drop(sys.stdout)
         details = "".join(traceback.format_exception(error)) if flags.debug else ""
@@ -233,15 +286,13 @@ async def _until_signal(main: Callable[[], Awaitable[int]], err: Output) -> int:
 async def _serve(flags: Flags, provider: Provider, notice: str | None, out: Output, err: Output) -> int:
     stdin = Input(sys.stdin)
     prompt = await _prompt(flags, stdin, err)
-    options = _run_options(flags, provider)
+    sitting = Sitting(flags, Setup.of(flags, provider), stdin, out, err)
     if notice:
         await err.write(err.style(notice, DIM) + "\n")
     if prompt is None:
-        return await converse(stdin, out, err, **options)
-    result = await show_run(prompt, JSONLines(out) if flags.json else Screen(out, err), **options)
-    if said := shortfall(result):
-        await err.write(f"{said}\n")
-    return 0 if result.status == "completed" else 1
+        return await sitting.converse()
+    view = partial(JSONLines, out) if flags.json else partial(Screen, out, err, flags.directory)
+    return await sitting.answer(prompt, view)
 
 
 async def _prompt(flags: Flags, stdin: Input, err: Output) -> str | None:
@@ -258,60 +309,3 @@ async def _prompt(flags: Flags, stdin: Input, err: Output) -> str | None:
     if not prompt:
         raise click.UsageError("there is nothing to ask: give a prompt, or pipe one in")
     return prompt
-
-
-def _run_options(flags: Flags, provider: Provider) -> RunOptions:
-    options: RunOptions = {
-        "provider": provider,
-        "tools": flags.tools,
-        "system_prompt": flags.system,
-        "max_output_tokens": flags.max_output_tokens,
-        "timeout": flags.timeout,
-        "working_directory": flags.directory,
-    }
-    if flags.max_turns is not None:
-        options["max_turns"] = flags.max_turns
-    if flags.max_retries is not None:
-        options["max_retries"] = flags.max_retries
-    return options
-
-
-def _choose_provider(flags: Flags, environment: Mapping[str, str]) -> tuple[Provider, str | None]:
-    """Return the provider, and the line that tells of it where it was not asked for on the command line."""
-    if flags.provider is not None:
-        if ":" in flags.provider and flags.model is not None:
-            raise click.UsageError("the model is given twice: in --provider and in --model")
-        return _make(flags.provider, flags), None
-    if flags.base_url is not None:
-        if flags.model is None:
-            raise click.UsageError("--base-url needs --model NAME, the server's name for the model")
-        return OpenAICompat(model=flags.model, base_url=flags.base_url), None
-    for named, variable in _configured(environment):
-        try:
-            provider = _make(named, flags)
-        except InvalidOption as error:
-            raise InvalidOption(f"{variable} is set, but {error}") from error
-        return (
-            provider,
-            f"{provider_name(provider)}:{provider_model(provider)}, since {variable} is set; --provider chooses another",
-        )
-    if flags.model is not None:
-        raise click.UsageError(f"--model needs --provider NAME or --base-url URL, unless {_KEYS} is set")
-    return make("demo"), _DEMO
-
-
-def _configured(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield what the environment chooses, and by which variable."""
-    if named := environment.get("ALLOY_PROVIDER"):
-        yield named, "ALLOY_PROVIDER"
-    for name, variable, _ in _BY_KEY:
-        if environment.get(variable):
-            yield name, variable
-
-
-def _make(named: str, flags: Flags) -> Provider:
-    """Make the provider of a `NAME` or `NAME:MODEL`. Raises `InvalidOption`."""
-    name, _, model = named.partition(":")
-    name = name.strip().lower()
-    default = next((model for known, _, model in _BY_KEY if known == name), None)
-    return make(name, flags.model or model.strip() or default, base_url=flags.base_url)

@@ -14,16 +14,19 @@ import itertools
 import os
 import unicodedata
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 import trio
 
 from .._errors import AlloyError
 from .._events import (
+    ApprovalRequested,
     Compacted,
     Envelope,
     Retry,
     RunEnd,
+    Steered,
     TextDelta,
     ThinkingDelta,
     ToolEnd,
@@ -33,16 +36,18 @@ from .._events import (
 )
 from .._run import stream
 from ..providers._json import encode
+from ._ask import subject
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from .._events import Event
     from .._options import RunOptions
     from .._result import Result
     from .._usage import Usage
     from .._util import JSONObject
 
-DIM, _RED, _GREEN = 2, 31, 32
+BOLD, DIM, RED, GREEN = 1, 2, 31, 32
 
 _PIECE = 1000  # characters: at most 4,000 bytes, which a pipe that is writable takes whole
 _CLOSE_WITHIN = 0.5  # seconds that the end of a cancelled run may wait for whoever reads our output
@@ -195,9 +200,10 @@ class JSONLines:
 class Screen:
     """The answer as it comes, each tool call in one line as it ends, a summary in the end."""
 
-    def __init__(self, out: Output, err: Output) -> None:
+    def __init__(self, out: Output, err: Output, directory: Path = Path()) -> None:
         self._out = out
         self._err = err
+        self._directory = directory
         self._started = trio.current_time()
         self._blank = True  # whether the answer has had no text yet
         self._running: dict[str, ToolStart] = {}
@@ -226,11 +232,20 @@ class Screen:
                 self._running.pop(call, None)
                 await self._say(tool_line(end, self._err))
                 await self._pass_tool()
+            case event:
+                await self._show_rest(event)
+
+    async def _show_rest(self, event: Event) -> None:
+        match event:
             case Retry() as retry:
                 await self._say(self._err.style(retry_line(retry), DIM))
-            case Compacted(kind=kind, messages_before=before, messages_after=after):
-                counts = f"{before} messages, now {after}" if before != after else f"{before} messages"
-                await self._say(self._err.style(f"conversation {kind}: {counts}", DIM))
+            case Compacted() as compacted:
+                await self._say(self._err.style(compacted_line(compacted), DIM))
+            case Steered(text=text, interrupted=interrupted):
+                how = "taken, what ran was cut" if interrupted else "taken"
+                await self._say(self._err.style(f"{how}: {one_line(text)}", DIM))
+            case ApprovalRequested(name=name, input=arguments):
+                await self._say("\n".join([f"? {name}", *map(harmless, subject(name, arguments, self._directory))]))
             case RunEnd(turns=turns, usage=usage) if turns:
                 seconds = trio.current_time() - self._started
                 await self._say(self._err.style(summary(turns, usage, seconds), DIM))
@@ -294,17 +309,37 @@ def brief(arguments: JSONObject) -> str:
     return one_line(encode(arguments).decode()) if arguments else ""
 
 
-def tool_line(end: ToolEnd, err: Output) -> str:
+class Look(Protocol):
+    """How wide a terminal is, and how it shows a text in a style."""
+
+    @property
+    def columns(self) -> int:
+        """Its width."""
+        ...
+
+    def style(self, text: str, code: int) -> str:
+        """Put a text into a style, if there are any."""
+        ...
+
+
+def tool_line(end: ToolEnd, err: Look) -> str:
     """Return the line of a call: what was asked, how long it took, how it ended."""
     head, outcome = one_line(f"{end.name} {brief(end.input)}"), end.outcome.replace("_", " ")
     if end.error:
         reason = next((line for line in end.error.splitlines() if line.strip()), "")
-        outcome = one_line(f"{outcome}: {reason}")
+        outcome = one_line(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
     seconds = f"  {end.duration:.2f}s  "
     room = err.columns - len(f"● {seconds}")
     outcome = clip(outcome, max(room - _width(head), room // 2))
-    dot = err.style("●", _GREEN if end.outcome == "ok" else _RED)
+    dot = err.style("●", GREEN if end.outcome == "ok" else RED)
     return f"{dot} {clip(head, room - _width(outcome))}{err.style(seconds + outcome, DIM)}"
+
+
+def compacted_line(compacted: Compacted) -> str:
+    """Say that a conversation was made shorter."""
+    before, after = compacted.messages_before, compacted.messages_after
+    counts = f"{before} messages, now {after}" if before != after else f"{before} messages"
+    return f"conversation {compacted.kind}: {counts}"
 
 
 def retry_line(retry: Retry) -> str:
