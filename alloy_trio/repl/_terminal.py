@@ -35,7 +35,7 @@ from ._front import Key
 from ._live import LiveView
 from ._markdown import render
 from ._places import history_file, private_folder
-from ._show import DIM, clip, harmless
+from ._show import BOLD, DIM, clip, harmless
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 _FRAME: Final = 1 / 12  # seconds between two drawings of what goes on
 _MOST_LINES: Final = 2000  # typed ahead, and not taken yet
 _LONG_PASTE: Final = 2000  # characters; a longer one is shown as a placeholder
+_ECHO: Final = 12  # lines of what was typed that are shown again
 _LONG_CLIP: Final = 100_000  # characters that terminals take for their clipboard
 _ROOM: Final = 8  # rows below what goes on: prompt, completions, status line
 _STYLE: Final = {"foot": "ansibrightblack", "prompt": "bold"}
@@ -107,10 +108,12 @@ class Terminal:
 
     async def echo(self, line: str) -> None:
         """Show a line that was typed: it leaves the place where it was."""
-        shown = harmless(line)
-        await self.print(
-            self.style("\n".join(f"> {each}" if not n else f"  {each}" for n, each in enumerate(shown.split("\n"))), 1)
-        )
+        first, *rest = harmless(line[:_LONG_PASTE]).split("\n")
+        shown = [f"> {first}", *(f"  {each}" for each in rest[: _ECHO - 1])]
+        cut = len(line) > _LONG_PASTE or len(rest) >= _ECHO
+        await self.print(self.style("\n".join(shown), BOLD))
+        if cut:
+            await self.say(f"  … {len(line):,} characters", dim=True)
 
     async def say(self, text: str, *, dim: bool = False) -> None:
         """Show lines of ours."""
