@@ -146,7 +146,7 @@ class Conversation:
                     await self.begin(ask)
                 elif not self._once:
                     await self.front.prompt(IDLE)
-                while True:
+                while not self._listening.cancel_called:
                     await self._take(await self.front.receive())
             self._nursery.cancel_scope.cancel()
 
