@@ -7,31 +7,22 @@ conversation that any provider accepts. Where there is a pyproject.toml of versi
     cancelled: True
     user: Run sleep 1000
     assistant: Let me look: bash sleep 1000.
-    call demo_1_0: cancelled
+    bash: cancelled
     --
     The version in pyproject.toml is 0.1.0.
 """
 
-from __future__ import annotations
+import sys
 
 import trio
 
 import alloy_trio
-from alloy_trio import Message, Session, ToolResult
+from alloy_trio import Session
 from alloy_trio.events import Envelope, ToolStart
 from alloy_trio.tools import bash, read
 
 
-def show(message: Message) -> None:
-    """Print a message: its text, or how the calls that it answers have ended."""
-    if message.text:
-        print(f"{message.role}: {message.text}")
-    for block in message.content:
-        if isinstance(block, ToolResult):
-            print(f"call {block.tool_use_id}: {block.outcome}")
-
-
-async def main() -> None:
+async def main(provider: str) -> None:
     """Cancel a run as soon as its tool starts; then ask something else in the same session."""
     session = Session()
 
@@ -42,25 +33,21 @@ async def main() -> None:
                 scope.cancel()
 
         await alloy_trio.run(
-            "Run sleep 1000",
-            provider="demo",
-            tools=[bash],
-            session=session,
-            on_event=cancel_at_tool,
+            "Run sleep 1000", provider=provider, tools=[bash], session=session, on_event=cancel_at_tool
         )
+
     print(f"cancelled: {scope.cancelled_caught}")
     for message in session.messages:
-        show(message)
+        if message.text:
+            print(f"{message.role}: {message.text}")
+        for answer in message.tool_results:
+            print(f"bash: {answer.outcome}")
     print("--")
 
-    result = await alloy_trio.run(
-        "Read pyproject.toml and tell me the version",
-        provider="demo",
-        tools=[read],
-        session=session,
-    )
+    question = "Read pyproject.toml and tell me the version"
+    result = await alloy_trio.run(question, provider=provider, tools=[read], session=session)
     print(result.text)
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, sys.argv[1] if sys.argv[1:] else "demo")

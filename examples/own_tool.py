@@ -7,7 +7,7 @@ It prints:
     read party.txt did not work: There is no note party.txt; there are: trip.txt, shopping.txt.
 """
 
-from __future__ import annotations
+import sys
 
 import trio
 
@@ -31,13 +31,12 @@ async def read(file_path: str, ctx: ToolContext[dict[str, str]]) -> str:
     return ctx.deps[file_path]
 
 
-async def main() -> None:
+async def main(provider: str) -> None:
     """Ask for two notes at once; the model is told that one of them is missing."""
-    result = await alloy_trio.run(
-        "Read trip.txt and party.txt and tell me the budget", provider="demo", tools=[read], deps=NOTES
-    )
+    question = "Read trip.txt and party.txt and tell me the budget"
+    result = await alloy_trio.run(question, provider=provider, tools=[read], deps=NOTES)
     print(result.text)
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, sys.argv[1] if sys.argv[1:] else "demo")

@@ -10,7 +10,7 @@ Where there is a pyproject.toml of version 0.1.0, it prints:
     [completed]
 """
 
-from __future__ import annotations
+import sys
 
 import trio
 
@@ -19,13 +19,10 @@ from alloy_trio.events import RunEnd, TextDelta, ToolEnd, ToolStart
 from alloy_trio.tools import read
 
 
-async def main() -> None:
-    """Print the words as they arrive, and the tools as they start and end."""
-    async with alloy_trio.stream(
-        "Read pyproject.toml and tell me the version",
-        provider="demo",
-        tools=[read],
-    ) as events:
+async def main(provider: str) -> None:
+    """Print the words as they arrive, and the tools as they start and end. Leaving the body early would cancel the run."""
+    question = "Read pyproject.toml and tell me the version"
+    async with alloy_trio.stream(question, provider=provider, tools=[read]) as events:
         async for event in events:
             match event:
                 case TextDelta(text):
@@ -39,4 +36,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, sys.argv[1] if sys.argv[1:] else "demo")

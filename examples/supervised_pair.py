@@ -1,7 +1,9 @@
 """
 Two agents under a supervisor: one breaks down in the middle of a request, and is there again for the next.
 
-    The researcher broke down: agent researcher broke down: its store raised RuntimeError: the disk is on fire
+It prints:
+
+    agent researcher broke down: its store raised RuntimeError: the disk is on fire
     Nothing burns here any more.
     A haiku, then.
     supervisor (one_for_one)
@@ -9,24 +11,17 @@ Two agents under a supervisor: one breaks down in the middle of a request, and i
     └─ writer: up
 """
 
-from __future__ import annotations
-
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import trio
 
 from alloy_trio import Agent, AgentCrashed
-from alloy_trio.sessions import MemoryStore
+from alloy_trio.sessions import MemoryStore, Record
 from alloy_trio.supervision import open_supervisor
 from alloy_trio.testing import ScriptedProvider
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from alloy_trio.sessions import Record
-
-logging.getLogger("alloy_trio").addHandler(logging.NullHandler())
+logging.getLogger("alloy_trio").addHandler(logging.NullHandler())  # where the traceback of the crash would be
 
 
 class BurningStore(MemoryStore):
@@ -43,20 +38,21 @@ class BurningStore(MemoryStore):
 
 
 async def main() -> None:
-    """Ask both, one of them twice."""
+    """Ask both, one of them twice; its handle outlives the crash."""
     researcher = ScriptedProvider(["Nothing burns here any more."])
     children = [
         Agent.child_spec(name="researcher", provider=researcher, session_store=BurningStore()),
         Agent.child_spec(name="writer", provider=ScriptedProvider(["A haiku, then."])),
     ]
-    async with open_supervisor(children) as supervisor:
+    async with open_supervisor(children, strategy="one_for_one") as supervisor:
         try:
             await supervisor["researcher"].chat("What burns?")
         except AgentCrashed as crashed:
-            print(f"The researcher broke down: {crashed}")
+            print(crashed)
         print((await supervisor["researcher"].chat("What burns?")).text)
         print((await supervisor["writer"].chat("Write something")).text)
         print(supervisor.render_tree())
 
 
-trio.run(main)
+if __name__ == "__main__":
+    trio.run(main)

@@ -74,7 +74,6 @@ def _shown(block: Block, command: str) -> str:
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 each_page = pytest.mark.parametrize(
     "page",
@@ -124,15 +123,6 @@ def test_the_commands_of_a_page_run(page: Path, elsewhere: Path) -> None:
             assert name == "python", _shown(block, command)
             done = _python(*arguments)
             assert (done.stdout, done.returncode) == (expected, 0), _shown(block, command) + done.stderr
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_prints_what_it_says(example: Path, elsewhere: Path) -> None:
-    """The docstring of each ends with what it prints."""
-    docstring = ast.get_docstring(ast.parse(example.read_text(encoding="utf-8"))) or ""
-    expected = "".join(f"{line[4:]}\n" for line in docstring.splitlines() if line.startswith("    "))
-    done = _python(str(example))
-    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:

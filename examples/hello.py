@@ -1,5 +1,5 @@
 """
-A first run, without a key: the demo provider asks for the tool `read`, gets the file, and answers.
+A first run. `python hello.py` asks the demo, which needs no key; `python hello.py anthropic:claude-sonnet-5-5` asks Claude.
 
 Where there is a pyproject.toml of version 0.1.0, it prints:
 
@@ -8,7 +8,7 @@ Where there is a pyproject.toml of version 0.1.0, it prints:
     read {'file_path': 'pyproject.toml'}: ok
 """
 
-from __future__ import annotations
+import sys
 
 import trio
 
@@ -16,13 +16,9 @@ import alloy_trio
 from alloy_trio.tools import read
 
 
-async def main() -> None:
+async def main(provider: str) -> None:
     """Ask, and show the answer and how it came about."""
-    result = await alloy_trio.run(
-        "Read pyproject.toml and tell me the version",
-        provider="demo",  # or "anthropic:MODEL", "openai:MODEL", "ollama:MODEL": nothing else changes
-        tools=[read],
-    )
+    result = await alloy_trio.run("Read pyproject.toml and tell me the version", provider=provider, tools=[read])
     print(result.text)
     print(f"{result.status} after {result.turns} turns")
     for call in result.tool_calls:
@@ -30,4 +26,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main)
+    trio.run(main, sys.argv[1] if sys.argv[1:] else "demo")
