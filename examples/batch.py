@@ -42,7 +42,7 @@ class Squares:
         """Think for a moment."""
         await trio.sleep(0.02)
         number = int(request.messages[-1].text.split()[2])
-        if number % 400 == 13:  # noqa: PLR2004
+        if number % 400 == 13:  # noqa: PLR2004 - as many do
             raise ProviderError(f"{number} brings bad luck")
         return Response(message=Message("assistant", str(number**2)))
 
