@@ -78,6 +78,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def picture(session: nox.Session) -> None:
+    """Record docs/repl.svg anew: a conversation in the terminal. Needs tmux."""
+    _install(session, "test")
+    session.run("python", "tests/picture.py")
+
+
+@nox.session
 def foreign(session: nox.Session) -> None:
     """Run the wires against a server that somebody else wrote: installs the npm package aimock; needs Node.js 20."""
     _install(session, "test")
