@@ -23,7 +23,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      tools/_read _write _edit _bash _paths _process _invocation _executor
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output · providers/_names
-#   5  the agent       _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
+#   5  the agent       _public (what is exported here) · _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
 #                      _desk _requests _living (its life) · _journal
 #                      _teams · hot reload: _reload _fresh _rebind _watch
 #   6  doors           repl/ testing/ _otel _otel_names __main__
@@ -33,67 +33,10 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 
 from __future__ import annotations
 
-from ._agent import Agent as Agent
-from ._agent_config import AgentConfig as AgentConfig
-from ._agent_config import AgentOptions as AgentOptions
-from ._budget import Budget as Budget
-from ._compaction import Compaction as Compaction
-from ._errors import AgentBusy as AgentBusy
-from ._errors import AgentClosed as AgentClosed
-from ._errors import AgentCrashed as AgentCrashed
-from ._errors import AgentIdle as AgentIdle
-from ._errors import AlloyError as AlloyError
-from ._errors import AuthenticationError as AuthenticationError
-from ._errors import BadRequest as BadRequest
-from ._errors import ConnectionFailed as ConnectionFailed
-from ._errors import ContextTooLong as ContextTooLong
-from ._errors import Halted as Halted
-from ._errors import InvalidOption as InvalidOption
-from ._errors import ModelRetry as ModelRetry
-from ._errors import Overloaded as Overloaded
-from ._errors import ProviderError as ProviderError
-from ._errors import ProviderTimeout as ProviderTimeout
-from ._errors import QueueFull as QueueFull
-from ._errors import RateLimited as RateLimited
-from ._errors import RequestCancelled as RequestCancelled
-from ._errors import RunTimeout as RunTimeout
-from ._errors import StoreError as StoreError
-from ._errors import ToolError as ToolError
-from ._errors import UnknownPrice as UnknownPrice
-from ._errors import UnknownRequest as UnknownRequest
-from ._errors import WireError as WireError
-from ._gate import BlockCall as BlockCall
-from ._gate import EditCall as EditCall
-from ._health import Health as Health
-from ._messages import Audio as Audio
-from ._messages import Document as Document
-from ._messages import Image as Image
-from ._messages import Message as Message
-from ._messages import Opaque as Opaque
-from ._messages import ServerToolResult as ServerToolResult
-from ._messages import ServerToolUse as ServerToolUse
-from ._messages import Text as Text
-from ._messages import Thinking as Thinking
-from ._messages import ToolResult as ToolResult
-from ._messages import ToolUse as ToolUse
-from ._messages import Video as Video
-from ._middleware import Middleware as Middleware
-from ._middleware import RunState as RunState
-from ._open_agent import open_agent as open_agent
-from ._options import RunOptions as RunOptions
-from ._price import Price as Price
-from ._requests import Pending as Pending
-from ._result import Result as Result
-from ._result import ToolCall as ToolCall
-from ._run import EventStream as EventStream
-from ._run import run as run
-from ._run import run_sync as run_sync
-from ._run import stream as stream
-from ._session import Session as Session
-from ._usage import Usage as Usage
-from ._util import export as _export
-from .tools._context import ToolContext as ToolContext
-from .tools._tool import tool as tool
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from ._public import *  # noqa: F403 - what a type checker sees; the rest of us get it from `__getattr__`
 
 __all__ = [
     "Agent",
@@ -158,4 +101,19 @@ __all__ = [
     "tool",
 ]
 
-_export(globals(), __all__)
+
+if not _typing.TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Load everything, at the first use of any of it."""
+        if not name.startswith("_"):
+            from . import _public  # noqa: PLC0415 - see there
+
+            globals().update({each: getattr(_public, each) for each in __all__})
+            if name in globals():  # a name, or a namespace that has been loaded with them
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,8 +8,13 @@ Wires and sockets are not in here: the provider is a script.
 from __future__ import annotations
 
 import gc
+import os
+import pty
+import re
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterable
@@ -191,6 +196,33 @@ def _instruments() -> Iterable[tuple[str, Instrument]]:
     yield "with OpenTelemetry", OTelInstrument(tracer_provider=TracerProvider())
 
 
+def _start_to_prompt(times: int = 15) -> float:
+    """Return the median, in milliseconds, from the start of `python -m alloy_trio` to its prompt on a terminal."""
+    took = []
+    with tempfile.TemporaryDirectory() as home:
+        where = {f"XDG_{kind}_HOME": home for kind in ("CONFIG", "DATA", "STATE")}
+        for _ in range(times):
+            ours, theirs = pty.openpty()
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "alloy_trio"],
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                start_new_session=True,
+                env={**os.environ, **where, "TERM": "xterm", "NO_COLOR": "1"},
+            )
+            os.close(theirs)
+            seen = b""
+            while b">" not in re.sub(rb"\x1b\[[?>]?[\d;]*\w", b"", seen):
+                seen += os.read(ours, 1 << 16)
+            took.append(time.perf_counter() - start)
+            process.kill()
+            process.wait()
+            os.close(ours)
+    return 1000 * statistics.median(took)
+
+
 async def _main() -> None:
     def say(what: str, figure: float, unit: str = "µs") -> None:
         print(f"{what:<50}{figure:>9.2f} {unit}")  # noqa: T201 - a program
@@ -224,6 +256,7 @@ async def _main() -> None:
             say(f"a publish to {held:,} {what}, per subscriber", once / held)
             say("  publishes", 1e6 / once, "a second")
     say("the catalog, when it is asked first", _catalog(), "ms")
+    say("from the start of the program to its prompt", _start_to_prompt(), "ms")
 
 
 if __name__ == "__main__":

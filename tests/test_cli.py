@@ -43,7 +43,8 @@ from alloy_trio.events import (
 )
 from alloy_trio.repl._cli import main
 from alloy_trio.repl._plain import Input
-from alloy_trio.repl._show import Output, Screen, _width, clip, harmless, shortfall, summary, tool_line
+from alloy_trio.repl._show import Output, Screen, shortfall, summary, tool_line
+from alloy_trio.repl._text import clip, harmless, width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -809,7 +810,7 @@ def test_a_tool_line_is_one_line_that_fits(command: str, error: str, columns: in
         columns = property(lambda _: columns)
 
     line = tool_line(ended(command=command, error=error), Narrow(io.StringIO()))
-    assert _width(line) <= columns
+    assert width(line) <= columns
     assert "\n" not in line
 
 

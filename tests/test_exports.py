@@ -7,6 +7,7 @@ import importlib
 import inspect
 import itertools
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -93,7 +94,7 @@ def _full_name(kind: type) -> str:
 
 
 each_namespace = pytest.mark.parametrize("name", sorted(NAMESPACES))
-EXPORTS = [(home, name, vars(module)[name]) for home, module in NAMESPACES.items() for name in module.__all__]
+EXPORTS = [(home, name, getattr(module, name)) for home, module in NAMESPACES.items() for name in module.__all__]
 CLASSES = [thing for _, _, thing in EXPORTS if inspect.isclass(thing)]
 
 
@@ -190,3 +191,18 @@ def test_attributes_are_documented(kind: type) -> None:
     words = set(re.findall(r"\w+", " ".join(base.__doc__ or "" for base in kind.__mro__ if base is not object)))
     fields = {field.name for field in attrs.fields(kind) if not field.name.startswith("_")}
     assert not fields - words
+
+
+def test_nothing_is_loaded_before_it_is_used() -> None:
+    """So that the command line is there at once."""
+    heavy = "{'trio', 'httpx', 'cattrs', 'rich', 'alloy_trio._run'} & sys.modules.keys()"
+    for module in ("alloy_trio", "alloy_trio.repl._cli"):
+        code = f"import sys, {module}; print({heavy} or '', {module}.__name__)"
+        assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == [module]
+
+
+def test_a_name_that_does_not_exist_is_said() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = alloy_trio.nonsense  # type: ignore[attr-defined]
+    assert not hasattr(alloy_trio, "__nonsense__")
+    assert set(alloy_trio.__all__) <= set(dir(alloy_trio))

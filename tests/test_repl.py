@@ -25,7 +25,8 @@ from alloy_trio.repl._commands import COMMANDS
 from alloy_trio.repl._config_file import read_config
 from alloy_trio.repl._conversation import Conversation
 from alloy_trio.repl._export import to_markdown
-from alloy_trio.repl._front import Key, Place
+from alloy_trio.repl._front import Place
+from alloy_trio.repl._keys import Key
 from alloy_trio.repl._library import Library
 from alloy_trio.repl._markdown import Blocks, render
 from alloy_trio.repl._setup import ASKED, TOOLS, Setup

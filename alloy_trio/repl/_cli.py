@@ -7,62 +7,50 @@ The command line: options in, one run or a conversation, an exit status out.
     130  Ctrl-C; 143 and 129 for SIGTERM and SIGHUP: what ran has been ended before
     141  nobody reads our output any more
 
-Each failure is one line on stderr that says what to do, without a traceback unless `--debug` is given. Keys come from the
-environment only: on a command line, everybody on the machine could read them.
+Keys come from the environment only: on a command line, everybody on the machine could read them.
+
+What is imported here is little, so that `--help`, a mistake and the prompt of a conversation are there at once; `_program` has
+the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
 import signal
 import sys
-import traceback
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-import trio
 
-from .._background import Background
-from .._budget import Budget
-from .._errors import InvalidOption
-from .._util import single
-from ..providers._names import names
 from ._config_file import read_config
+from ._flags import KEYS, TOOL_NAMES, Flags
 from ._places import config_file
-from ._plain import Input
-from ._setup import KEYS, TOOLS, Flags, Setup, choose_provider
-from ._show import DIM, JSONLines, Output, Screen, explain, one_line, say_cancelled
-from ._sitting import Sitting
+from ._text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
-    from ..providers._base import Provider
-    from ..tools._tool import Tool
+    from ._screen import Screen
 
-_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-_SIGPIPE: Final = 13  # signal.SIGPIPE, which Windows lacks
 _PROGRAM: Final = "alloy-trio"
 _COMPLETE: Final = "_ALLOY_TRIO_COMPLETE"  # the variable by which a shell asks click
 _NOT_IN_FILES: Final = {"prompt", "profile", "session", "resume", "json", "debug"}
 
 
-def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Tool, ...]:
+def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
     if not given:
-        return tuple(TOOLS.values())
+        return TOOL_NAMES
     names = dict.fromkeys(name.strip() for text in given for name in text.split(","))
     names.pop("", None)
     if list(names) == ["none"]:
         return ()
     for name in names:
-        if name not in TOOLS:
-            raise click.BadParameter(f"there is no tool {name!r}: say {', '.join(TOOLS)}, or none")
-    return tuple(TOOLS[name] for name in names)
+        if name not in TOOL_NAMES:
+            raise click.BadParameter(f"there is no tool {name!r}: say {', '.join(TOOL_NAMES)}, or none")
+    return tuple(names)
 
 
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -76,15 +64,6 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     }
     profile = context.params.get("profile")
     context.default_map = read_config(path or config_file(), profile, known, needed=path is not None)
-
-
-def _as_budget(_: click.Context, __: click.Parameter, given: str | None) -> Budget | None:
-    if given is None:
-        return None
-    try:
-        return Budget(given.removeprefix("$"))
-    except InvalidOption as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def _print_completion(context: click.Context, _: click.Parameter, shell: str | None) -> None:
@@ -111,7 +90,7 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
     your own that wants one: --provider openai-chat --base-url URL, and
     OPENAI_API_KEY.
 
-    Providers: {", ".join(names())}.
+    A NAME that is not known lists those that are.
     """,
 )
 @click.argument("words", nargs=-1, metavar="[PROMPT]")
@@ -155,7 +134,7 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
     type=click.Path(exists=True, path_type=Path),
     help="Another folder that read, write and edit may touch.",
 )
-@click.option("--budget", metavar="DOLLARS", callback=_as_budget, help="What all requests together may cost.")
+@click.option("--budget", metavar="DOLLARS", help="What all requests together may cost.")
 @click.option(
     "--approve/--yolo",
     default=None,
@@ -197,6 +176,8 @@ def _flags(given: dict[str, Any], arguments: Sequence[str]) -> Flags:
             with _command.make_context(_PROGRAM, list(arguments)) as context:
                 return _flags(context.params, arguments)
         except click.ClickException as error:
+            from .._errors import InvalidOption  # noqa: PLC0415 - a conversation has loaded it long ago
+
             raise InvalidOption(error.format_message()) from error
 
     return Flags(**{name: value for name, value in given.items() if name != "profile"}, again=again)
@@ -217,33 +198,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
+        click.echo(f"error: {one_line(error.format_message())}", err=True)
+        return error.exit_code
     return status or 0  # None of an option that has printed something, and no more
 
 
 def _perform(flags: Flags) -> int:
-    """Do what the flags say, and return the exit status."""
+    """Do what the flags say, and return the exit status. A screen stands before what takes long is loaded."""
     _configure_log(debug=flags.debug)
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):  # a model may say what a terminal of another encoding cannot show
+            file.reconfigure(errors="replace", encoding="utf-8" if flags.json else None)
+    screen = _screen(flags)
+    from ._program import perform  # noqa: PLC0415 - see above
+
+    return perform(flags, screen)
+
+
+def _screen(flags: Flags) -> Screen | None:
+    """Return a screen that is being drawn, if a conversation is wanted, there is a terminal for it, and the extra `repl`."""
+    if flags.words or flags.prompt is not None or flags.json or flags.no_color or os.environ.get("TERM") == "dumb":
+        return None
+    if not all(file is not None and file.isatty() for file in (sys.stdin, sys.stdout, sys.stderr)):
+        return None
     try:
-        provider, notice = choose_provider(flags)
-        for file in (sys.stdout, sys.stderr):
-            if isinstance(file, io.TextIOWrapper):  # a model may say what a terminal of another encoding cannot show
-                file.reconfigure(errors="replace", encoding="utf-8" if flags.json else None)
-        color = not (flags.no_color or os.environ.get("NO_COLOR"))
-        out, err = (Output(file, color=color) for file in (sys.stdout, sys.stderr))
-        return trio.run(_until_signal, partial(_serve, flags, provider, notice, out, err), err)
-    except click.ClickException:
-        raise
-    except BrokenPipeError:
-        _drop(sys.stdout)
-        _drop(sys.stderr)
-        return 128 + _SIGPIPE
-    except Exception as raised:  # noqa: BLE001 - the edge of the program: what nobody has handled ends here, in one line
-        error = single(raised)
-        if isinstance(error, OSError):
-            _drop(sys.stdout)
-        details = "".join(traceback.format_exception(error)) if flags.debug else ""
-        return _fail(explain(error), 2 if isinstance(error, InvalidOption) else 1, details)
+        import rich  # noqa: F401, PLC0415 - the extra has both
+
+        from ._screen import Screen  # noqa: PLC0415 - needs the extra
+    except ImportError:
+        return None
+    screen = Screen(color=not os.environ.get("NO_COLOR"))
+    screen.start()
+    return screen
 
 
 def _configure_log(*, debug: bool) -> None:
@@ -251,61 +237,3 @@ def _configure_log(*, debug: bool) -> None:
     logging.getLogger("alloy_trio").setLevel(logging.DEBUG if debug else logging.CRITICAL + 1)
     if debug:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-
-
-def _fail(message: str, status: int, details: str = "") -> int:
-    with contextlib.suppress(OSError):
-        click.echo(f"{details}error: {one_line(message)}", err=True)
-    return status
-
-
-def _drop(file: TextIO | None) -> None:
-    """Let the interpreter's last flush of an output that cannot be written, which would complain, go nowhere."""
-    with contextlib.suppress(OSError, AttributeError):
-        assert file is not None
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-
-
-async def _until_signal(main: Callable[[], Awaitable[int]], err: Output) -> int:
-    """Call `main`; on a signal that asks us to end, cancel it, and return the status once it has cleaned up."""
-    caught: list[int] = []
-    with trio.open_signal_receiver(*_SIGNALS) as signals, trio.CancelScope() as scope:
-
-        async def watch() -> None:
-            async for number in signals:
-                caught.append(number)
-                scope.cancel()
-
-        async with Background(watch):
-            return await main()
-    with contextlib.suppress(OSError), trio.move_on_after(1):
-        await say_cancelled(err)
-    return 128 + caught[0]
-
-
-async def _serve(flags: Flags, provider: Provider, notice: str | None, out: Output, err: Output) -> int:
-    stdin = Input(sys.stdin)
-    prompt = await _prompt(flags, stdin, err)
-    sitting = Sitting(flags, Setup.of(flags, provider), stdin, out, err)
-    if notice:
-        await err.write(err.style(notice, DIM) + "\n")
-    if prompt is None:
-        return await sitting.converse()
-    view = partial(JSONLines, out) if flags.json else partial(Screen, out, err, flags.directory)
-    return await sitting.answer(prompt, view)
-
-
-async def _prompt(flags: Flags, stdin: Input, err: Output) -> str | None:
-    """Return the prompt; None for a conversation."""
-    if flags.words and flags.prompt is not None:
-        raise click.UsageError("the prompt is given twice: as an argument and with -p")
-    given = " ".join(flags.words) if flags.prompt is None else flags.prompt
-    if stdin.terminal and not flags.words and flags.prompt is None:
-        if flags.json:
-            raise click.UsageError("--json needs a prompt: give one, or pipe it in")
-        return None
-    piped = "" if stdin.terminal else (await stdin.text(err, needed=not given.strip())).rstrip()
-    prompt = "\n\n".join(part for part in (given, piped) if part.strip())
-    if not prompt:
-        raise click.UsageError("there is nothing to ask: give a prompt, or pipe one in")
-    return prompt

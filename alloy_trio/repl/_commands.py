@@ -17,7 +17,7 @@ from ._export import to_markdown
 from ._front import Place
 from ._library import check_name
 from ._setup import TOOLS
-from ._show import harmless, one_line
+from ._text import harmless, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

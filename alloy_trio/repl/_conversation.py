@@ -25,7 +25,8 @@ from ..supervision._supervisor import open_supervisor
 from ._ask import AskPerson, editable, edited
 from ._attach import to_message
 from ._commands import run_command
-from ._front import Key, Place
+from ._front import Place
+from ._keys import Key
 from ._show import explain, shortfall
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -11,14 +10,8 @@ from .._messages import Message
 from .._session import Session
 
 if TYPE_CHECKING:
+    from ._keys import Key
     from ._show import View
-
-
-class Key(enum.Enum):
-    """What a person does besides typing lines."""
-
-    INTERRUPT = "Ctrl-C"
-    END = "Ctrl-D"
 
 
 class Front(Protocol):
@@ -38,10 +31,6 @@ class Front(Protocol):
 
     async def say(self, text: str, *, dim: bool = False) -> None:
         """Show lines of ours."""
-        ...
-
-    async def show_markdown(self, text: str) -> None:
-        """Show a text of the model's."""
         ...
 
     async def copy(self, text: str) -> bool:

@@ -30,20 +30,8 @@ from .._events import (
 from .._messages import Text
 from ._ask import diff, subject
 from ._markdown import Blocks
-from ._show import (
-    BOLD,
-    DIM,
-    GREEN,
-    RED,
-    brief,
-    clip,
-    compacted_line,
-    harmless,
-    one_line,
-    retry_line,
-    summary,
-    tool_line,
-)
+from ._show import brief, compacted_line, retry_line, summary, tool_line
+from ._text import BOLD, DIM, GREEN, RED, clip, harmless, one_line
 
 if TYPE_CHECKING:
     from .._events import Event

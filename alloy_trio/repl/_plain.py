@@ -17,13 +17,13 @@ import trio
 from .._background import Background
 from .._errors import InvalidOption
 from .._util import single
-from ._front import Key
-from ._show import DIM, Output, harmless
+from ._keys import Key
+from ._text import DIM
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from ._show import View
+    from ._show import Output, View
 
 _CHUNK = 1 << 16
 _MAX_INPUT = 8 << 20  # bytes of standard input that become a prompt
@@ -129,10 +129,6 @@ class Plain:
         """Show lines of ours."""
         await self._err.end_line()
         await self._err.write((self._err.style(text, DIM) if dim else text) + "\n")
-
-    async def show_markdown(self, text: str) -> None:
-        """Show it as it was written."""
-        await self.say(harmless(text))
 
     async def copy(self, text: str) -> bool:
         """There is no clipboard."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,52 +19,21 @@ from ..tools._edit import edit
 from ..tools._read import read
 from ..tools._tool import Tool
 from ..tools._write import write
+from ._flags import BY_KEY, KEYS, TOOL_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from .._options import RunOptions
+    from ._flags import Flags
 
-TOOLS: Final[Mapping[str, Tool]] = {tool.name: tool for tool in (read, write, edit, bash)}
+TOOLS: Final[Mapping[str, Tool]] = dict(zip(TOOL_NAMES, (read, write, edit, bash), strict=True))
 ASKED: Final = frozenset({"bash", "write", "edit"})  # those that change something
 
-# Providers that a key alone chooses, the first one first: name, the key's variable, the model where none is named.
-_BY_KEY: Final = (
-    ("anthropic", "ANTHROPIC_API_KEY", "claude-sonnet-5-5"),
-    ("openai", "OPENAI_API_KEY", "gpt-6-astra"),
-)
-KEYS: Final = " or ".join(key for _, key, _ in _BY_KEY)
 _DEMO: Final = (
     f"demo: no language model, no key. For a real one set {KEYS}, or point --base-url at a local server such as "
     "http://localhost:11434/v1 with --model NAME"
 )
-
-
-@attrs.frozen(kw_only=True)
-class Flags:
-    """What stands on the command line, or in the configuration; the options of the command say what it means."""
-
-    words: tuple[str, ...]
-    prompt: str | None
-    provider: str | None
-    model: str | None
-    base_url: str | None
-    tools: tuple[Tool, ...]
-    system: str | None
-    max_turns: int | None
-    max_output_tokens: int | None
-    max_retries: int | None
-    timeout: float | None
-    budget: Budget | None
-    directory: Path
-    allow: tuple[Path, ...]
-    approve: bool | None
-    session: str | None
-    resume: bool
-    json: bool
-    no_color: bool
-    debug: bool
-    again: Callable[[], Flags]  # reads the command line and the configuration once more
 
 
 @attrs.define(kw_only=True)
@@ -95,7 +63,7 @@ class Setup:
 
     @classmethod
     def of(cls, flags: Flags, provider: Provider) -> Setup:
-        """Make what the flags say."""
+        """Make what the flags say. Raises InvalidOption for a budget that is none."""
         limits = {
             "max_turns": flags.max_turns,
             "max_output_tokens": flags.max_output_tokens,
@@ -104,11 +72,11 @@ class Setup:
         }
         return cls(
             provider=provider,
-            tools=flags.tools,
+            tools=tuple(TOOLS[name] for name in flags.tools),
             system=flags.system,
             directory=flags.directory,
             allow=flags.allow,
-            budget=flags.budget,
+            budget=None if flags.budget is None else Budget(flags.budget.removeprefix("$")),
             asked=set(ASKED),
             limits={name: value for name, value in limits.items() if value is not None},
         )
@@ -183,7 +151,7 @@ def make_named(named: str, given_model: str | None = None, base_url: str | None 
     """Make the provider of a `NAME` or `NAME:MODEL`. Raises `InvalidOption`."""
     name, _, model = named.partition(":")
     name = name.strip().lower()
-    default = next((model for known, _, model in _BY_KEY if known == name), None)
+    default = next((model for known, _, model in BY_KEY if known == name), None)
     return make(name, given_model or model.strip() or default, base_url=base_url)
 
 
@@ -191,6 +159,6 @@ def _configured(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield what the environment chooses, and by which variable."""
     if named := environment.get("ALLOY_PROVIDER"):
         yield named, "ALLOY_PROVIDER"
-    for name, variable, _ in _BY_KEY:
+    for name, variable, _ in BY_KEY:
         if environment.get(variable):
             yield name, variable

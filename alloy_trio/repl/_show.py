@@ -4,15 +4,12 @@ How a run is shown: as text for people, or as one JSON object a line for program
 The answer goes to stdout, and nothing else does. What is said about the run (reasoning, tool calls, the summary, errors) goes to
 stderr. On one terminal both meet, so whoever writes first ends the line that the other has left open.
 
-What a model, a tool or a server says is not to be trusted with a terminal: control characters in it are shown, not obeyed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import unicodedata
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -37,6 +34,7 @@ from .._events import (
 from .._run import stream
 from ..providers._json import encode
 from ._ask import subject
+from ._text import DIM, GREEN, RED, clip, harmless, one_line, width
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -47,49 +45,10 @@ if TYPE_CHECKING:
     from .._usage import Usage
     from .._util import JSONObject
 
-BOLD, DIM, RED, GREEN = 1, 2, 31, 32
 
 _PIECE = 1000  # characters: at most 4,000 bytes, which a pipe that is writable takes whole
 _CLOSE_WITHIN = 0.5  # seconds that the end of a cancelled run may wait for whoever reads our output
 _WIDTH = 200  # columns, where there is no terminal to ask
-_LONGEST = 2000  # characters of an error
-
-# Control characters become their pictures, as `cat -v` does; a carriage return, which would overwrite the line, goes. So do
-# the characters that turn the order of a line around.
-_PICTURES = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **dict.fromkeys((*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD),
-    ord("\r"): None,
-}
-
-
-def harmless(text: str) -> str:
-    """Replace what a terminal would take for a command."""
-    return text.translate(_PICTURES)
-
-
-def one_line(text: str, longest: int = _LONGEST) -> str:
-    """Make one harmless line of a text."""
-    line = harmless(" ".join(text.split()))
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def _width(text: str) -> int:
-    return sum(map(_columns, text))
-
-
-def clip(text: str, columns: int) -> str:
-    """Cut a line that would be wider than this on a terminal."""
-    widths = list(itertools.accumulate(map(_columns, text)))
-    if not widths or widths[-1] <= columns:
-        return text
-    return f"{text[: sum(width < columns for width in widths)]}…"
 
 
 class Output:
@@ -330,9 +289,9 @@ def tool_line(end: ToolEnd, err: Look) -> str:
         outcome = one_line(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
     seconds = f"  {end.duration:.2f}s  "
     room = err.columns - len(f"● {seconds}")
-    outcome = clip(outcome, max(room - _width(head), room // 2))
+    outcome = clip(outcome, max(room - width(head), room // 2))
     dot = err.style("●", GREEN if end.outcome == "ok" else RED)
-    return f"{dot} {clip(head, room - _width(outcome))}{err.style(seconds + outcome, DIM)}"
+    return f"{dot} {clip(head, room - width(outcome))}{err.style(seconds + outcome, DIM)}"
 
 
 def compacted_line(compacted: Compacted) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from functools import partial
 from typing import TYPE_CHECKING
-
-import attrs
 
 from .._errors import InvalidOption
 from .._messages import Message
@@ -16,27 +13,33 @@ from ._front import Place
 from ._library import Library, check_name, new_name
 from ._places import sessions_folder
 from ._plain import Input, open_plain
-from ._setup import ASKED, Flags, Setup, choose_provider
-from ._show import DIM, Output, Screen, shortfall, show_run
+from ._setup import ASKED, Setup, choose_provider
+from ._show import Output, Screen, shortfall, show_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from ._flags import Flags
     from ._front import Front
+    from ._screen import Screen as Board
     from ._show import View
 
 _HELP = "/help tells of commands and keys; Ctrl-D leaves"
+_WITHOUT = "for editing, completion and Markdown: pip install 'alloy_trio[repl]'"
 
 
-@attrs.frozen
 class Sitting:
     """One use of the program."""
 
-    _flags: Flags
-    _setup: Setup
-    _stdin: Input
-    _out: Output
-    _err: Output
+    def __init__(
+        self, flags: Flags, setup: Setup, stdin: Input, *, out: Output, err: Output, board: Board | None
+    ) -> None:
+        self._flags = flags
+        self._setup = setup
+        self._stdin = stdin
+        self._out = out
+        self._err = err
+        self._board = board  # a screen that is drawn already
 
     async def answer(self, prompt: str, view: Callable[[], View]) -> int:
         """
@@ -60,7 +63,7 @@ class Sitting:
             conversation = self._conversation(front, once=True)
             return await conversation.hold(Place(self._name(), ask=Message.user(prompt)))
 
-    async def converse(self) -> int:
+    async def converse(self, notice: str | None) -> int:
         """
         Hold a conversation, and return the exit status.
 
@@ -72,32 +75,29 @@ class Sitting:
         name = self._name()
         if self._flags.approve is False:
             self._setup.asked = set()
-        async with self._front() as front:
-            conversation = self._conversation(front)
-            if hasattr(front, "complete_with"):
-                from ._complete import LineCompleter  # noqa: PLC0415 - needs prompt_toolkit
-
-                front.complete_with(LineCompleter(lambda: conversation.setup, conversation.library))
-            await front.say(_HELP, dim=True)
+        async with self._front(self._conversation) as conversation:
+            if notice:
+                await conversation.front.say(notice, dim=True)
+            if self._board is None and self._out.styled and not self._flags.no_color:
+                await conversation.front.say(_WITHOUT, dim=True)
+            await conversation.front.say(_HELP, dim=True)
             return await conversation.hold(Place(name))
 
     @contextlib.asynccontextmanager
-    async def _front(self) -> AsyncIterator[Front]:
-        """Open a terminal that is redrawn, if there is one and the packages for it; else one of lines."""
-        if self._out.styled and self._err.styled and self._stdin.terminal and not self._flags.no_color:
-            try:
-                from ._terminal import open_terminal  # noqa: PLC0415 - needs prompt_toolkit and rich
-            except ImportError:
-                advice = "for editing, completion and Markdown: pip install 'alloy_trio[repl]'"
-                await self._err.write(self._err.style(advice, DIM) + "\n")
-            else:
-                color = not os.environ.get("NO_COLOR")
-                async with open_terminal(color=color, directory=self._setup.directory) as terminal:
-                    yield terminal
-                return
+    async def _front(self, conversation: Callable[[Front], Conversation]) -> AsyncIterator[Conversation]:
+        """Open the screen that there is, or a terminal of lines, and hold a conversation on it."""
+        if self._board is not None:
+            from ._complete import LineCompleter  # noqa: PLC0415 - needs the extra
+            from ._terminal import open_terminal  # noqa: PLC0415 - as above
+
+            async with open_terminal(self._board, self._setup.directory) as terminal:
+                made = conversation(terminal)
+                terminal.complete_with(LineCompleter(lambda: made.setup, made.library))
+                yield made
+            return
         view = partial(Screen, self._out, self._err, self._setup.directory)
         async with open_plain(self._stdin, self._err, view) as plain:
-            yield plain
+            yield conversation(plain)
 
     def _conversation(self, front: Front, *, once: bool = False) -> Conversation:
         return Conversation(front, self._setup, Library(sessions_folder()), self._read_again, once=once)
