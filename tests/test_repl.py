@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 from decimal import Decimal
@@ -33,7 +34,7 @@ from alloy_trio.repl._setup import ASKED, TOOLS, Setup
 from alloy_trio.testing import ScriptedProvider, error, tool_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from alloy_trio.events import Envelope
 
@@ -41,7 +42,7 @@ BOUND = 20
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home" / name))
     for name in ("ALLOY_PROVIDER", "ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
@@ -49,6 +50,10 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("first line\nsecond line\n")
+    log = logging.getLogger("alloy_trio")
+    level = log.level
+    yield
+    log.setLevel(level)  # the command line silences it
 
 
 class Seen:
