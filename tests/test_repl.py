@@ -367,6 +367,7 @@ async def test_commands_that_change_a_conversation_wait_for_its_request() -> Non
     person, conversation, _ = await talk(provider, *steps, asked=set())
     assert sum(said.startswith("error: ") for said in person.said) == len(lines)
     assert len(conversation.agent.messages) == 3
+    assert conversation.setup.provider is provider  # nothing is half changed
 
 
 async def test_undo_and_retry() -> None:

@@ -117,8 +117,9 @@ async def _reload(talk: Conversation, _: str) -> None:
 @_command("model", "[NAME]", "which model answers; another one of this provider, or PROVIDER:MODEL")
 async def _model(talk: Conversation, rest: str) -> None:
     if rest:
-        talk.setup.provider = provider = talk.setup.named(rest)
+        provider = talk.setup.named(rest)
         await talk.agent.set_model(provider)
+        talk.setup.provider = provider
         talk.update_status()
     await talk.front.say(talk.setup.model)
 
@@ -262,7 +263,8 @@ async def _reset(talk: Conversation, _: str) -> None:
 async def _compact(talk: Conversation, _: str) -> None:
     _refuse_busy(talk, "compact")
     before = talk.agent.export_session()
-    session = await compacted(before, talk.setup)
+    session, result = await compacted(before, talk.setup)
+    talk.account(result)
     await talk.front.say(f"{len(before.messages)} messages, now {len(session.messages)}")
     _go_on(talk, session)
 
@@ -294,7 +296,9 @@ async def _sessions(talk: Conversation, _: str) -> None:
     lines = []
     for name in kept[:_SHOWN]:
         when = talk.library.last_used(name)
-        lines.append(f"{'*' if name == talk.name else ' '} {name}{'' if when is None else f'  {when:%Y-%m-%d %H:%M}'}")
+        lines.append(
+            f"{'*' if name == talk.name else ' '} {harmless(name)}{'' if when is None else f'  {when:%Y-%m-%d %H:%M}'}"
+        )
     if len(kept) > _SHOWN:
         lines.append(f"  … and {len(kept) - _SHOWN} older ones")
     await talk.front.say("\n".join(lines) or "none yet")

@@ -14,6 +14,7 @@ from .._run import run
 
 if TYPE_CHECKING:
     from .._middleware import RunState
+    from .._result import Result
     from .._session import Session
     from ._setup import Setup
 
@@ -27,9 +28,9 @@ class _CompactAndStop(Middleware):
         raise Halted("that was all")
 
 
-async def compacted(session: Session, setup: Setup) -> Session:
+async def compacted(session: Session, setup: Setup) -> tuple[Session, Result]:
     """
-    Return a conversation with a summary in the place of its older half. It is a run like any other: paid for and retried.
+    Return a conversation with a summary in the place of its older half, and the run that made it: paid for and retried as any.
 
     Raises:
         InvalidOption: There is nothing that could be summarized.
@@ -41,9 +42,9 @@ async def compacted(session: Session, setup: Setup) -> Session:
     options = setup.options()
     options["session"], options["middleware"] = made, [_CompactAndStop()]
     with setup.budget or contextlib.nullcontext():
-        await run("Go on.", **options)
+        result = await run("Go on.", **options)
     messages = made.messages[:-1]  # without the question of ours
     if messages == session.messages:
         raise InvalidOption("the conversation is too short to be made shorter")
     made.messages = messages
-    return made
+    return made, result

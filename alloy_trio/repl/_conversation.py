@@ -255,12 +255,12 @@ class Conversation:
                         async for envelope in events.envelopes():
                             await view.show(envelope)
                             await self._note(envelope)
-                self._account(events.result)
+                self.account(events.result)
                 status = 0 if events.result.status == "completed" else 1
                 if said := shortfall(events.result):
                     await self.front.say(said)
             except AlloyError as error:
-                self._account(error.result)
+                self.account(error.result)
                 with trio.CancelScope(shield=True):
                     await view.close()
                 await self.front.say(f"error: {explain(error)}")
@@ -270,7 +270,7 @@ class Conversation:
         if scope.cancelled_caught:
             status = 128 + signal.SIGINT
             with contextlib.suppress(RuntimeError):  # it had not begun
-                self._account(events.result)
+                self.account(events.result)
             await self.front.say("cancelled")
         await self._ended(status)
 
@@ -284,7 +284,8 @@ class Conversation:
         else:
             await self.front.prompt(IDLE)
 
-    def _account(self, result: Result | None) -> None:
+    def account(self, result: Result | None) -> None:
+        """Add what a run has cost."""
         if result is not None and self.cost is not None:
             self.cost = None if result.cost_cents is None else self.cost + Decimal(result.cost_cents) / 100
 

@@ -6,6 +6,8 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
+import click
+
 from .._errors import InvalidOption
 from .._messages import Message
 from ._conversation import Conversation
@@ -78,7 +80,7 @@ class Sitting:
         async with self._front(self._conversation) as conversation:
             if notice:
                 await conversation.front.say(notice, dim=True)
-            if self._board is None and self._out.styled and not self._flags.no_color:
+            if self._board is None and self._out.styled and self._err.styled and not self._flags.no_color:
                 await conversation.front.say(_WITHOUT, dim=True)
             await conversation.front.say(_HELP, dim=True)
             return await conversation.hold(Place(name))
@@ -104,7 +106,10 @@ class Sitting:
 
     def _read_again(self) -> Setup:
         flags = self._flags.again()
-        return Setup.of(flags, choose_provider(flags)[0])
+        try:
+            return Setup.of(flags, choose_provider(flags)[0])
+        except click.UsageError as error:
+            raise InvalidOption(error.format_message()) from error
 
     @property
     def _is_kept(self) -> bool:
