@@ -250,6 +250,15 @@ async def test_ctrl_c_cancels_the_request_and_keeps_what_there_is() -> None:
     assert provider.requests[-1].messages[-2].tool_results[0].outcome == "cancelled"
 
 
+async def test_the_ctrl_c_behind_the_one_that_cancelled_leaves() -> None:
+    provider = ScriptedProvider([[tool_call("bash", {"command": "sleep 1000"})]])
+    _, _, status = await talk(
+        provider, ("> ", "go"), ("steer", Key.INTERRUPT), ("> ", Key.INTERRUPT), ("> ", "never read"), asked=set()
+    )
+    assert status == 130
+    assert len(provider.requests) == 1
+
+
 async def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
     person, _, status = await talk(
         ScriptedProvider(["One."]), ("> ", Key.INTERRUPT), ("> ", "x"), ("> ", Key.INTERRUPT), ("> ", Key.INTERRUPT)
@@ -425,6 +434,7 @@ async def test_reset_and_compact() -> None:
     said = asked(provider)
     assert any("A summary." in each for each in said)
     assert said[-1] == "and now?"
+    assert "Go on." not in said
     person, conversation, _ = await talk(ScriptedProvider([]), *idle("/reset"))
     assert conversation.agent.messages == ()
 
@@ -511,6 +521,7 @@ def test_a_file_that_no_model_could_read(tmp_path: Path) -> None:
 
 LINES = [
     "text",
+    "#tag",
     "",
     "# head",
     "- item",
