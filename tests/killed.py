@@ -34,11 +34,12 @@ def say(*words: object) -> None:
 
 @tool
 async def mark(ctx: ToolContext, place: int) -> str:
-    """Leave a mark: the call's id."""
+    """Leave a mark: the call's id. It takes a moment, in which it can be killed."""
+    say("begun", ctx.tool_use_id)
     file = os.open(f"{FOLDER}/marks", os.O_APPEND | os.O_CREAT | os.O_WRONLY)
     os.write(file, f"{ctx.tool_use_id}\n".encode())
     os.close(file)
-    await trio.lowlevel.checkpoint()
+    await trio.sleep(0.005)
     return str(place)
 
 

@@ -87,10 +87,10 @@ def answers(session: Session) -> dict[str, str]:
 def test_killed_in_mid_turn(kind: str, tmp_path: Path) -> None:
     """Fifty lives a store, each ended by SIGKILL after a few lines: in a request, between two results, in a write."""
     chance = random.Random(kind)
-    acknowledged: dict[str, set[str]] = {"result": set(), "answered": set()}
+    acknowledged: dict[str, set[str]] = {"begun": set(), "result": set(), "answered": set()}
     with open_lives(tmp_path, kind) as lives:
         for life in range(LIVES):
-            for word, what in lives.live_and_die(str(life), chance.randint(1, 12)):
+            for word, what in lives.live_and_die(str(life), chance.randint(1, 20)):
                 acknowledged[word].add(what)
             session = trio.run(restored, tmp_path, kind)
             check_history(session.messages)
