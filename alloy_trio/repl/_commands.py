@@ -228,7 +228,7 @@ async def _history(talk: Conversation, _: str) -> None:
     await talk.front.say("\n".join(lines) or "nothing yet")
 
 
-@_command("undo", "", "take back the last question, and what came of it in the conversation (not in files)")
+@_command("undo", "", "take back the last question and its answer; files stay as they are")
 async def _undo(talk: Conversation, _: str) -> None:
     question = _take_back(talk, "undo", ask=False)
     await talk.front.say(f"taken back: {one_line(question.text, _SHORT)}")
