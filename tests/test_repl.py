@@ -517,6 +517,48 @@ def test_a_file_that_no_model_could_read(tmp_path: Path) -> None:
         to_message("@a.txt", tmp_path)
 
 
+# --- completion
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("/und", ["/undo"]),
+        ("/load ke", ["kept"]),
+        ("/tools ba", ["bash"]),
+        ("/export ", ["md", "json"]),
+        ("/budget ", ["off"]),
+        ("/provider oll", ["ollama:"]),
+        ("/model anthropic:claude-sonnet-5-5", ["anthropic:claude-sonnet-5-5"]),
+        ("/usage x", []),
+        ("look at @no", ["@notes.txt"]),
+        ("look at @fol", ["@folder/"]),
+        ("@folder/", ['@"folder/a b"', "@folder/c"]),
+        ("@nowhere/", []),
+        ("me@no", []),
+        ("plain", []),
+    ],
+)
+async def test_completion(typed: str, offered: list[str]) -> None:
+    completion = pytest.importorskip("prompt_toolkit.completion", reason="needs the extra repl")
+    from prompt_toolkit.document import Document
+
+    from alloy_trio.repl._complete import LineCompleter
+
+    folder = Path("folder")
+    folder.mkdir()  # noqa: ASYNC240 - a small folder
+    for name in ("a b", "c", ".hidden"):
+        (folder / name).touch()
+    await talk(ScriptedProvider(["One."]), *idle("hello"), place=Place("kept"))
+    completer = LineCompleter(lambda: setup(Demo()), Library(Path("sessions")))
+    found = list(completer.get_completions(Document(typed), completion.CompleteEvent()))
+    texts = [each.text for each in found]
+    assert texts[: len(offered)] == offered
+    assert bool(texts) is bool(offered)
+    for each in found:  # what stands there then begins with what was typed, or replaces the mention
+        assert typed[: len(typed) + each.start_position] + each.text
+
+
 # --- Markdown that is still being written
 
 LINES = [

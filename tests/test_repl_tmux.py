@@ -487,3 +487,26 @@ def test_what_goes_wrong_is_a_line_and_the_prompt_comes_back(home: Path, model: 
         seen = screen.shown()
     assert "Traceback" not in seen
     assert "It begins" in " ".join(model.said())  # nothing was lost
+
+
+def test_the_configuration_is_read_again(home: Path) -> None:
+    config = home / "XDG_CONFIG_HOME" / "alloy_trio" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('provider = "demo:one"\n')
+    with Screen(home) as screen:
+        screen.expect("demo:one")
+        config.write_text('provider = "demo:two"\ntools = ["read"]\n')
+        screen.type("/reload")
+        screen.expect("read again: demo:two, tools read")
+        screen.expect("demo:two · 0 turns")
+        config.write_text("provider = ")
+        screen.type("/reload")
+        screen.expect("cannot be read")
+        screen.type("/model")
+        screen.expect("demo:two", count=3)  # nothing has changed
+
+
+def test_a_setup_that_cannot_be_is_a_line_and_the_terminal_is_as_it_was(home: Path) -> None:
+    with Screen(home, "--provider", "nonsense") as screen:
+        assert screen.ended() == 2
+        assert "error: unknown provider 'nonsense'" in screen.shown()
