@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ pytest.importorskip("rich", reason="needs the extra repl")
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 
 BOUND = 20  # seconds until a test gives up
+_sockets = itertools.count()
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,7 +35,7 @@ class Screen:
     """The program in a window of a tmux server of its own."""
 
     def __init__(self, home: Path, *arguments: str, columns: int = 80, rows: int = 30, **environment: str) -> None:
-        self._socket = str(home / "tmux")
+        self._socket = str(home / f"tmux{next(_sockets)}")  # that of a server that is about to end cannot be had
         where = {name: str(home / name) for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")}
         clean = {
             name: value
