@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from alloy_trio import Budget, Image, InvalidOption, Message, Price, Session, StoreError, Text
 from alloy_trio.providers import Demo, OpenAICompat
+from alloy_trio.repl._ask import diff
 from alloy_trio.repl._attach import to_message
 from alloy_trio.repl._cli import main
 from alloy_trio.repl._commands import COMMANDS
@@ -28,7 +30,7 @@ from alloy_trio.repl._conversation import Conversation
 from alloy_trio.repl._export import to_markdown
 from alloy_trio.repl._front import Place
 from alloy_trio.repl._keys import Key
-from alloy_trio.repl._library import Library
+from alloy_trio.repl._library import Library, check_name
 from alloy_trio.repl._markdown import Blocks, render
 from alloy_trio.repl._setup import ASKED, TOOLS, Setup
 from alloy_trio.testing import ScriptedProvider, error, tool_call
@@ -204,6 +206,7 @@ async def test_a_path_that_begins_like_a_command_is_a_question() -> None:
     [
         (["y"], "ok", "hi"),
         (["what?", "yes"], "ok", "hi"),
+        (["a better way would be to look first", "yes, and mind the tests", "y"], "ok", "hi"),
         (["n because"], "blocked", "because"),
         (["no"], "blocked", "the user has denied it"),
         (["a"], "ok", "hi"),
@@ -599,6 +602,35 @@ def test_blocks_are_cut_where_they_end(lines: list[str], step: int) -> None:
         return [(token.type, token.content) for token in parser.parse(text)]
 
     assert [each for piece in pieces for each in kinds(piece)] == kinds(whole)
+
+
+@pytest.mark.parametrize("text", ["<http://a.example/%1b%5d0;x%1b%5c>", "<http://a/%c2%9b>", "&#x202e;", "&#27;[2J"])
+def test_markdown_cannot_command_the_terminal(text: str) -> None:
+    drawn = re.sub(r"\x1b\[[\d;]*m", "", render(text, 80, color=True))
+    assert not set(drawn) & set("\x1b\x9b\x07\u202e")
+
+
+def test_a_question_hides_nothing_of_a_change(tmp_path: Path) -> None:
+    (tmp_path / "x.sql").write_text("-- keep: audit\nselect 1;\n")
+    lines = diff("write", {"file_path": "x.sql", "content": "++ evil\nselect 1;\n" + "y" * 600}, tmp_path)
+    assert "--- keep: audit" in lines
+    assert "+++ evil" in lines
+    assert lines[-1].endswith("101 characters more")
+    edit = {"file_path": "x", "old_string": "a", "new_string": "b", "replace_all": True}
+    assert diff("edit", edit, tmp_path)[0] == "(every occurrence)"
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "a\nb", "x" * 300, "\udc80"])
+def test_a_name_that_no_session_can_have(name: str) -> None:
+    with pytest.raises(InvalidOption, match="a session's name"):
+        check_name(name)
+
+
+def test_an_empty_folder_is_no_session(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b" / "b.jsonl").write_text("{}")
+    assert Library(tmp_path).names() == ["b"]
 
 
 def test_code_that_is_too_long_is_cut_and_stays_code() -> None:

@@ -44,7 +44,13 @@ def diff(name: str, arguments: JSONObject, directory: Path) -> list[str]:
     if not isinstance(before, str) or not isinstance(after, str):
         return []
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=2)
-    return [line[:_LONGEST_LINE] for line in lines if not line.startswith(("--- ", "+++ "))]
+    changes = [_cut(line) for line in list(lines)[2:]]  # without the names of the files
+    return ["(every occurrence)", *changes] if changes and arguments.get("replace_all") else changes
+
+
+def _cut(line: str) -> str:
+    rest = len(line) - _LONGEST_LINE
+    return line if rest <= 0 else f"{line[:_LONGEST_LINE]} … {rest} characters more"
 
 
 def subject(name: str, arguments: JSONObject, directory: Path) -> list[str]:

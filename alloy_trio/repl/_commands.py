@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from urllib.parse import quote
 
 import attrs
 
@@ -221,7 +222,7 @@ async def _tree(talk: Conversation, _: str) -> None:
 async def _history(talk: Conversation, _: str) -> None:
     lines = []
     for message in talk.agent.messages:
-        calls = [f"[{call.name}]" for call in message.tool_uses]
+        calls = [f"[{one_line(call.name)}]" for call in message.tool_uses]
         results = [f"[{answer.outcome}]" for answer in message.tool_results]
         said = " ".join(part for part in (one_line(message.text, _SHORT), *calls, *results) if part)
         lines.append(f"{message.role:>9}: {said}")
@@ -306,7 +307,10 @@ async def _sessions(talk: Conversation, _: str) -> None:
 
 @_command("export", "[md | json] [FILE]", "write the conversation into a file")
 async def _export(talk: Conversation, rest: str) -> None:
-    kind, path = _where(talk, rest)
+    try:
+        kind, path = _where(talk, rest)
+    except RuntimeError as error:  # the home of nobody
+        raise InvalidOption(f"{rest!r} is no file: {error}") from error
     session = talk.agent.export_session()
     text = session.to_json() if kind == "json" else to_markdown(session)
     try:
@@ -314,8 +318,10 @@ async def _export(talk: Conversation, rest: str) -> None:
             file.write(text)
     except FileExistsError:
         raise InvalidOption(f"{path} is there already: name another file") from None
-    except OSError as error:
-        raise InvalidOption(f"{path} cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # the second: a name that no file can have
+        raise InvalidOption(
+            f"{one_line(str(path))} cannot be written: {getattr(error, 'strerror', None) or error}"
+        ) from error
     await talk.front.say(f"written to {path}")
 
 
@@ -323,7 +329,7 @@ def _where(talk: Conversation, rest: str) -> tuple[Literal["md", "json"], Path]:
     first, _, second = rest.partition(" ")
     name = second.strip() if first in {"md", "json"} else rest
     kind: Literal["md", "json"] = "json" if first == "json" or name.endswith(".json") else "md"
-    return kind, talk.setup.directory / Path(name or f"{talk.name}.{kind}").expanduser()
+    return kind, talk.setup.directory / Path(name or f"{quote(talk.name, safe=' ')}.{kind}").expanduser()
 
 
 @_command("copy", "", "put the last answer on the clipboard")

@@ -203,7 +203,6 @@ class Conversation:
         self._is_alone = True
         for call in self.agent.pending_approvals():
             self._refuse_alone(call)
-        await self._idle.wait()
 
     async def _prompt_again(self) -> None:
         call = next(iter(self.agent.pending_approvals()), None)
@@ -317,13 +316,16 @@ class Conversation:
     async def _decide(self, call: ToolUse, line: str) -> None:
         word, _, rest = line.strip().partition(" ")
         match word.lower().rstrip(",.:"):
+            case "n" | "no":
+                self.agent.deny(call.id, rest.strip() or "the user has denied it")
+            case _ if rest.strip():  # a sentence that begins with "a" approves nothing
+                await self._question(call.name)
+                return
             case "y" | "yes":
                 self.agent.approve(call.id)
             case "a" | "always":
                 self.setup.asked.discard(call.name)
                 self.agent.approve(call.id)
-            case "n" | "no":
-                self.agent.deny(call.id, rest.strip() or "the user has denied it")
             case "e" | "edit":
                 self._editing = call
                 await self.front.prompt(_EDIT, fill=editable(call.name, call.input))

@@ -18,7 +18,7 @@ class Front(Protocol):
     """A terminal with a person at it."""
 
     async def receive(self) -> str | Key:
-        """Wait for what the person does next: a line, or a key. Behind the end of the input, `Key.END` again and again."""
+        """Wait for what the person does next: a line, or a key. The end of the input is `Key.END`, once."""
         ...
 
     async def prompt(self, text: str, fill: str = "") -> None:

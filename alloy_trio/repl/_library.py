@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ..sessions._record import SessionStore
 
 
+_LONGEST_NAME = 200  # bytes, of the 255 that a folder's name may have
+
+
 def new_name() -> str:
     """Return a name for a conversation that was not given one: when it began."""
     return f"{dt.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"  # noqa: DTZ005 - as the person's clock has it
@@ -37,8 +40,8 @@ def new_name() -> str:
 def check_name(name: str) -> str:
     """Return a name that a person gave, if it can be one. Raises InvalidOption."""
     name = name.strip()
-    if not name or len(quote(name, safe="")) > 200 or not name.isprintable():  # noqa: PLR2004 - of the 255 that a folder's name may have
-        raise InvalidOption("a session's name has to be a short line of text")
+    if not name.strip(".") or not name.isprintable() or len(quote(name, safe="")) > _LONGEST_NAME:
+        raise InvalidOption("a session's name has to be a short line of text, and not of dots only")
     return name
 
 
@@ -51,10 +54,11 @@ class Library:
     def names(self) -> list[str]:
         """Return their names, the one that was used last first."""
         try:
-            used = [(_used(entry.path), unquote(entry.name)) for entry in os.scandir(self.folder) if entry.is_dir()]
+            entries = [entry for entry in os.scandir(self.folder) if entry.is_dir()]
         except OSError:
             return []
-        return [name for when, name in sorted(used, reverse=True) if when is not None]
+        used = [(when, unquote(entry.name)) for entry in entries if (when := _used(entry.path)) is not None]
+        return [name for _, name in sorted(used, reverse=True)]
 
     def last_used(self, name: str) -> dt.datetime | None:
         """Return when a conversation was written last; None if it never was."""
@@ -112,5 +116,6 @@ def _used(place: str) -> float | None:
 def _forget(place: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in place.iterdir():
-            entry.unlink()
+            if entry.name == "store.lock" or entry.suffix in {".jsonl", ".db"}:  # the store's own
+                entry.unlink()
         place.rmdir()

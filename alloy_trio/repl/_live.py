@@ -79,7 +79,7 @@ class LiveView:
                 await self._add(text)
             case ToolInputDelta(name=name):
                 await self._end_text()
-                self._writing, self._is_waiting = name, True
+                self._writing, self._is_waiting = one_line(name), True
             case TurnEnd():
                 self._is_waiting, self._writing = False, ""
                 await self._end_text()
@@ -185,7 +185,7 @@ class LiveView:
     async def _ask(self, request: ApprovalRequested) -> None:
         await self._end_text()
         self._seen.add(request.id)
-        await self._print(self._terminal.style(f"? {request.name}", BOLD))
+        await self._print(self._terminal.style(f"? {one_line(request.name)}", BOLD))
         lines = subject(request.name, request.input, self._terminal.directory)
         await self._print_folded([self._painted(line) for line in lines], 2 * _CHANGES)
 
@@ -228,7 +228,7 @@ class LiveView:
             lines += self._rest().split("\n")
         for start, since in self._running.values():
             seconds = f"  {now - since:.1f} s"
-            head = clip(f"{spin} {start.name} {brief(start.input)}", terminal.columns - len(seconds) - 1)
+            head = clip(f"{spin} {one_line(start.name)} {brief(start.input)}", terminal.columns - len(seconds) - 1)
             lines.append(head + self._dim(seconds))
         if not lines and self._is_waiting:
             what = f"{self._writing} …" if self._writing else "…"

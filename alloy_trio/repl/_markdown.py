@@ -11,6 +11,8 @@ import io
 import re
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from ._text import harmless
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _LONGEST: Final = 4000  # characters of a block; more would take too long to draw ten times a second
 
 _FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})[^\n]*")
+_STYLE: Final = re.compile(r"(\x1b\[[\d;]*m)")
 _NARROWEST: Final = 10
 _BLANK: Final = re.compile(r"\n(?:(?:\x1b\[[\d;]*m)*\n){2,}")
 _PADDING: Final = re.compile(r"[ \t]+((?:\x1b\[[\d;]*m)*)$", re.MULTILINE)
@@ -109,4 +112,9 @@ def render(markdown: str, columns: int, *, color: bool) -> str:
     )
     with console.capture() as captured:
         console.print(Plain(markdown, code_theme="ansi_dark", hyperlinks=False), end="")
-    return _BLANK.sub("\n\n", _PADDING.sub(r"\1", captured.get())).strip("\n")
+    return _BLANK.sub("\n\n", _PADDING.sub(r"\1", _styles_only(captured.get()))).strip("\n")
+
+
+def _styles_only(drawn: str) -> str:
+    """Leave no escape code in but styles: Markdown has ways to write a character by its number."""
+    return "".join(part if place % 2 else harmless(part) for place, part in enumerate(_STYLE.split(drawn)))

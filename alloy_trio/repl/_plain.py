@@ -156,8 +156,7 @@ class Plain:
         while (line := await self._stdin.line()) is not None:
             self._err.open_line = False  # the terminal has shown the end of the line
             await self._keys.send(line)
-        while True:
-            await self._keys.send(Key.END)
+        await self._keys.send(Key.END)
 
 
 @contextlib.asynccontextmanager

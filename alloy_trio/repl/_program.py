@@ -106,7 +106,7 @@ async def _serve(flags: Flags, make: Callable[[Input], Sitting], notice: str | N
     if prompt is None:
         return await sitting.converse(notice)
     if notice:
-        await err.write(err.style(notice, DIM) + "\n")
+        await err.write(err.style(one_line(notice), DIM) + "\n")
     view = partial(JSONLines, out) if flags.json else partial(Screen, out, err, flags.directory)
     return await sitting.answer(prompt, view)
 

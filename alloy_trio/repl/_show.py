@@ -333,6 +333,10 @@ def shortfall(result: Result) -> str | None:
     """Say what keeps a run that ended well from being done, if something does."""
     if result.status == "max_turns":
         return f"stopped after {_count(result.turns)} (--max-turns): the work may be unfinished"
+    if result.status == "budget_exceeded":
+        return "the budget does not allow more (--budget, /budget): the work may be unfinished"
+    if result.status == "halted":
+        return one_line(f"halted: {result.error}")
     if result.stop_reason == "max_tokens":
         return "the answer was cut at its cap: allow more with --max-output-tokens"
     return None

@@ -17,6 +17,7 @@ from ._places import sessions_folder
 from ._plain import Input, open_plain
 from ._setup import ASKED, Setup, choose_provider
 from ._show import Output, Screen, shortfall, show_run
+from ._text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -79,7 +80,7 @@ class Sitting:
             self._setup.asked = set()
         async with self._front(self._conversation) as conversation:
             if notice:
-                await conversation.front.say(notice, dim=True)
+                await conversation.front.say(one_line(notice), dim=True)
             if self._board is None and self._out.styled and self._err.styled and not self._flags.no_color:
                 await conversation.front.say(_WITHOUT, dim=True)
             await conversation.front.say(_HELP, dim=True)
