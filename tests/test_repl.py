@@ -25,7 +25,7 @@ from alloy_trio.repl._ask import diff
 from alloy_trio.repl._attach import to_message
 from alloy_trio.repl._cli import main
 from alloy_trio.repl._commands import COMMANDS
-from alloy_trio.repl._config_file import read_config
+from alloy_trio.repl._config_file import Known, read_config
 from alloy_trio.repl._conversation import Conversation
 from alloy_trio.repl._export import to_markdown
 from alloy_trio.repl._front import Place
@@ -651,7 +651,13 @@ def test_any_text_can_be_drawn_and_fits(text: str, columns: int, color: bool) ->
 
 # --- the configuration
 
-KNOWN = {"provider": "provider", "budget": "budget", "max-turns": "max_turns", "tools": "tools"}
+KNOWN = {
+    "provider": Known("provider"),
+    "budget": Known("budget"),
+    "max-turns": Known("max_turns"),
+    "tools": Known("tools", is_list=True),
+    "approve": Known("approve", is_flag=True),
+}
 
 
 def test_a_profile_goes_before_what_stands_above_it(tmp_path: Path) -> None:
@@ -659,6 +665,8 @@ def test_a_profile_goes_before_what_stands_above_it(tmp_path: Path) -> None:
     path.write_text('provider = "a"\nmax-turns = 3\n[profile.local]\nprovider = "b"\ntools = ["read"]\n')
     assert read_config(path, None, KNOWN, needed=True) == {"provider": "a", "max_turns": "3"}
     assert read_config(path, "local", KNOWN, needed=True) == {"provider": "b", "max_turns": "3", "tools": ["read"]}
+    path.write_text('tools = "read,write"\napprove = false\n')
+    assert read_config(path, None, KNOWN, needed=True) == {"tools": ["read,write"], "approve": False}
     assert read_config(tmp_path / "none", None, KNOWN, needed=False) == {}
 
 
@@ -669,6 +677,11 @@ def test_a_profile_goes_before_what_stands_above_it(tmp_path: Path) -> None:
         ('provder = "a"', None, "is it provider"),
         ('[profile.local]\nprovder = "a"', None, "is it provider"),
         ("profile = 3", None, "profiles are tables"),
+        ("provider = ['a']", None, "provider has to be one text"),
+        ("provider = true", None, "provider has to be one text"),
+        ("budget = {a = 1}", None, "budget has to be one text, or a number"),
+        ("approve = 'no'", None, "approve has to be true or false"),
+        ("tools = [true]", None, "tools has to be a list"),
         ("[profile.local]", "lokal", "is it local"),
         (None, "local", "there is no configuration file"),
     ],
@@ -697,6 +710,15 @@ def test_the_configuration_is_what_flags_would_be(capsys: pytest.CaptureFixture[
     assert "2 lines" in capsys.readouterr().out
     assert main(["--tools", "read", "Read notes.txt"]) == 0  # the command line goes before it
     assert "2 lines" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_profile_of_a_file_that_is_named(order: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.toml").write_text('provider = "demo"\n[profile.none]\ntools = "none"\n')
+    flags = [["--config", "c.toml"], ["--profile", "none"]][::order]
+    assert main([*flags[0], *flags[1], "Read notes.txt"]) == 0
+    assert "would need the tool read" in capsys.readouterr().out
+    assert main(["--config", "c.toml", "--profile", "nosuch", "Read notes.txt"]) == 2
 
 
 def test_a_configuration_with_a_value_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:

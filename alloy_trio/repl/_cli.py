@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ._config_file import read_config
+from ._config_file import Known, read_config
 from ._flags import KEYS, TOOL_NAMES, Flags
 from ._places import config_file
 from ._text import one_line
@@ -53,17 +53,18 @@ def _choose_tools(_: click.Context, __: click.Parameter, given: tuple[str, ...])
     return tuple(names)
 
 
-def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make what the configuration file says the defaults of the other options."""
-    if context.resilient_parsing:  # a shell completes
-        return
-    known = {
-        option.opts[-1].removeprefix("--"): str(option.name)
-        for option in context.command.params
-        if isinstance(option, click.Option) and option.expose_value and option.name not in _NOT_IN_FILES
-    }
-    profile = context.params.get("profile")
-    context.default_map = read_config(path or config_file(), profile, known, needed=path is not None)
+def _read_config(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Make what the configuration file says the defaults of the other options, once both file and profile are known."""
+    context.meta[f"{__name__}.{parameter.name}"] = value
+    path, profile = (context.meta.get(f"{__name__}.{name}", context) for name in ("config", "profile"))
+    if context not in {path, profile} and not context.resilient_parsing:  # a shell completes where that is so
+        known = {
+            option.opts[-1].removeprefix("--"): Known(str(option.name), option.is_flag, option.multiple)
+            for option in context.command.params
+            if isinstance(option, click.Option) and option.expose_value and option.name not in _NOT_IN_FILES
+        }
+        context.default_map = read_config(path or config_file(), profile, known, needed=path is not None)
+    return value
 
 
 def _print_completion(context: click.Context, _: click.Parameter, shell: str | None) -> None:
@@ -142,7 +143,9 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
 )
 @click.option("--session", metavar="NAME", help="The conversation to go on with, or to begin.")
 @click.option("--resume", is_flag=True, help="Go on with the conversation that was used last.")
-@click.option("--profile", metavar="NAME", is_eager=True, help="A profile of the configuration file.")
+@click.option(
+    "--profile", metavar="NAME", callback=_read_config, is_eager=True, help="A profile of the configuration file."
+)
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),

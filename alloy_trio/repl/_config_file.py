@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -24,14 +24,22 @@ if TYPE_CHECKING:
 _PROFILES = "profile"
 
 
-def read_config(path: Path, profile: str | None, known: Mapping[str, str], *, needed: bool) -> dict[str, Any]:
+class Known(NamedTuple):
+    """An option: click's name for it, and what its value is."""
+
+    name: str
+    is_flag: bool = False
+    is_list: bool = False
+
+
+def read_config(path: Path, profile: str | None, known: Mapping[str, Known], *, needed: bool) -> dict[str, Any]:
     """
     Return what a file says, with a profile on top: values by the names that click has for the options.
 
     Args:
         path: The file.
         profile: The name of one of its profiles; None for what stands above them.
-        known: The options that may stand there, as they are written: with click's name of each.
+        known: The options that may stand there, as they are written.
         needed: Whether it is an error if there is no file.
 
     Raises:
@@ -55,14 +63,22 @@ def read_config(path: Path, profile: str | None, known: Mapping[str, str], *, ne
     for name in {**chosen, **{name: None for each in profiles.values() for name in each}}:
         if name not in known:
             raise click.UsageError(f"{path} has {name!r}, which is no option{_nearest(name, known)}")
-    return {known[name]: _as_typed(value) for name, value in chosen.items()}
+    return {known[name].name: _as_typed(path, name, value, known[name]) for name, value in chosen.items()}
 
 
-def _as_typed(value: Any) -> Any:
+def _as_typed(path: Path, name: str, value: Any, known: Known) -> Any:
     """Return a value as click reads it from a command line: an amount of money, say, as text."""
-    if isinstance(value, list):
-        return [_as_typed(each) for each in value]
-    return value if isinstance(value, bool | str) else str(value)
+    if known.is_flag:
+        if isinstance(value, bool):
+            return value
+        raise click.UsageError(f"{path}: {name} has to be true or false")
+    values = value if known.is_list and isinstance(value, list) else [value]
+    if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in values):
+        raise click.UsageError(
+            f"{path}: {name} has to be {'a list of texts' if known.is_list else 'one text, or a number'}"
+        )
+    texts = [str(each) for each in values]
+    return texts if known.is_list else texts[0]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
