@@ -33,7 +33,7 @@ from alloy_trio.repl._keys import Key
 from alloy_trio.repl._library import Library, check_name
 from alloy_trio.repl._markdown import Blocks, render
 from alloy_trio.repl._setup import ASKED, TOOLS, Setup
-from alloy_trio.testing import ScriptedProvider, error, tool_call
+from alloy_trio.testing import ScriptedProvider, delay, error, text, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,15 +95,16 @@ class Person:
 
     async def receive(self) -> str | Key:
         await trio.lowlevel.checkpoint()
-        prompt, what = self.steps.pop(0) if self.steps else ("> ", Key.END)
+        prompt, what = self.steps[0] if self.steps else ("> ", Key.END)
         while not self._is_asked(prompt):
             await self._changed.wait()
-        if not (isinstance(what, Key) or prompt.startswith("steer")):
+        del self.steps[:1]
+        if prompt == "steer >" or not (isinstance(what, Key) or prompt.startswith("steer")):
             self._prompt = None
         return what
 
     def _is_asked(self, prompt: str) -> bool:
-        if prompt.startswith("steer") and "ToolStart" not in self.views[-1].kinds:
+        if prompt == "steer" and "ToolStart" not in self.views[-1].kinds:
             return False
         return self._prompt is not None and self._prompt.startswith(prompt)
 
@@ -359,6 +360,7 @@ async def test_help_has_every_command_and_every_command_helps() -> None:
         ("/provider", "there are: demo"),
         ("/provider demo", "demo:demo"),
         ("/provider ollama", "error: "),
+        ("/provider nosuch", "error: there is no provider 'nosuch'"),
         ("/model demo:other", "demo:other"),
         ("/reload", "read again"),
         ("/undu", "is it /undo?"),
@@ -440,6 +442,15 @@ async def test_reset_and_compact() -> None:
     assert "Go on." not in said
     person, conversation, _ = await talk(ScriptedProvider([]), *idle("/reset"))
     assert conversation.agent.messages == ()
+
+
+async def test_a_compaction_can_be_cancelled() -> None:
+    words = "word " * 200
+    provider = ScriptedProvider([*[f"Answer {words}"] * 6, [delay(1000), text("A summary.")], "Fine."])
+    steps = [*idle(*[f"question {words}"] * 6, "/compact"), ("steer >", Key.INTERRUPT)]
+    person, conversation, _ = await talk(provider, *steps)
+    assert "cancelled" in person.said
+    assert len(conversation.agent.messages) == 12
 
 
 async def test_a_budget_ends_what_it_does_not_allow_and_can_be_raised() -> None:

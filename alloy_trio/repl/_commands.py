@@ -106,7 +106,7 @@ async def _quit(talk: Conversation, _: str) -> None:
 async def _reload(talk: Conversation, _: str) -> None:
     _refuse_busy(talk, "reload")
     old, new = talk.setup, talk.read_setup()
-    new.asked, new.budget = old.asked, old.budget if new.budget is None else new.budget
+    new.asked, new.budget = old.asked, new.budget if old.budget is None else old.budget
     talk.setup = new
     await talk.front.say(f"read again: {new.model}, tools {', '.join(tool.name for tool in new.tools) or 'none'}")
     _go_on(talk)
@@ -128,6 +128,9 @@ async def _model(talk: Conversation, rest: str) -> None:
 @_command("provider", "[NAME:MODEL]", "which providers there are, or another one")
 async def _provider(talk: Conversation, rest: str) -> None:
     if rest:
+        vendor = rest.partition(":")[0].strip().lower()
+        if vendor not in names():
+            raise InvalidOption(f"there is no provider {vendor!r}: there are {', '.join(names())}")
         await _model(talk, rest if ":" in rest else f"{rest}:")
     else:
         await talk.front.say(f"{talk.setup.model}; there are: {', '.join(names())}")
@@ -264,10 +267,14 @@ async def _reset(talk: Conversation, _: str) -> None:
 async def _compact(talk: Conversation, _: str) -> None:
     _refuse_busy(talk, "compact")
     before = talk.agent.export_session()
-    session, result = await compacted(before, talk.setup)
-    talk.account(result)
-    await talk.front.say(f"{len(before.messages)} messages, now {len(session.messages)}")
-    _go_on(talk, session)
+
+    async def work() -> None:
+        session, result = await compacted(before, talk.setup)
+        talk.account(result)
+        await talk.front.say(f"{len(before.messages)} messages, now {len(session.messages)}")
+        _go_on(talk, session)
+
+    await talk.do(work)
 
 
 @_command("save", "NAME", "keep the conversation under a name, and go on there")

@@ -30,7 +30,7 @@ from ._keys import Key
 from ._show import explain, shortfall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from .._agent_config import AgentOptions
     from .._events import Envelope
@@ -223,6 +223,23 @@ class Conversation:
         self._request, self._idle = trio.CancelScope(), trio.Event()
         self._nursery.start_soon(self._answer, message, self._request)
         await trio.lowlevel.checkpoint()
+
+    async def do(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do something else that takes long, which can be cancelled as a request can."""
+        self._request, self._idle = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._do, work, self._request)
+        await trio.lowlevel.checkpoint()
+
+    async def _do(self, work: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        await self.front.prompt(_BUSY)
+        with scope:
+            try:
+                await work()
+            except AlloyError as error:
+                await self.front.say(f"error: {explain(error)}")
+        if scope.cancelled_caught:
+            await self.front.say("cancelled")
+        await self._ended(0)
 
     def cancel(self) -> bool:
         """Cancel the request under way; returns whether there is one."""
