@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -781,6 +782,13 @@ def test_nothing_is_approved_where_nobody_is_asked(capsys: pytest.CaptureFixture
 def test_completion_of_a_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--completion", shell]) == 0
     assert "_ALLOY_TRIO_COMPLETE" in capsys.readouterr().out
+
+
+def test_a_shell_may_ask_by_itself() -> None:
+    environment = {**os.environ, "_ALLOY_TRIO_COMPLETE": "zsh_source"}
+    command = [sys.executable, "-m", "alloy_trio"]
+    script = subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+    assert "#compdef alloy-trio" in script
 
 
 def test_setup_is_made_of_flags() -> None:

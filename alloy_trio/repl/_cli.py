@@ -163,7 +163,9 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
     help="Print the script by which a shell completes the command alloy-trio.",
 )
 @click.option("--json", is_flag=True, help="One JSON event a line on stdout, and nothing else there.")
-@click.option("--no-color", is_flag=True, help="No escape codes; NO_COLOR in the environment says the same.")
+@click.option(
+    "--no-color", is_flag=True, help="No escape codes; with a prompt, NO_COLOR in the environment says the same."
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks and the log.")
 @click.version_option(package_name="alloy_trio", message="%(package)s %(version)s")
 @click.pass_context
@@ -193,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int | None = _command.main(
             given,
             obj=given,
-            prog_name="python -m alloy_trio",
+            prog_name=_PROGRAM if _COMPLETE in os.environ else "python -m alloy_trio",
             complete_var=_COMPLETE,
             standalone_mode=False,
             windows_expand_args=False,

@@ -11,6 +11,7 @@ import contextlib
 import re
 import signal
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .._events import Envelope
     from .._messages import Message, ToolUse
     from .._result import Result
+    from .._usage import Usage
     from ..sessions._record import SessionStore
     from ..supervision._spec import ChildSpec
     from ..supervision._supervisor import Supervisor
@@ -220,14 +222,15 @@ class Conversation:
 
     async def begin(self, message: Message) -> None:
         """Ask the agent; the answer is shown as it comes."""
-        self._request, self._idle = trio.CancelScope(), trio.Event()
-        self._nursery.start_soon(self._answer, message, self._request)
-        await trio.lowlevel.checkpoint()
+        await self._start(partial(self._answer, message))
 
     async def do(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do something else that takes long, which can be cancelled as a request can."""
+        await self._start(partial(self._do, work))
+
+    async def _start(self, request: Callable[[trio.CancelScope], Awaitable[None]]) -> None:
         self._request, self._idle = trio.CancelScope(), trio.Event()
-        self._nursery.start_soon(self._do, work, self._request)
+        self._nursery.start_soon(request, self._request)
         await trio.lowlevel.checkpoint()
 
     async def _do(self, work: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
@@ -266,23 +269,22 @@ class Conversation:
         await self.front.prompt("" if self._once else _BUSY)
         with scope:
             try:
-                with self.setup.budget or contextlib.nullcontext():
-                    async with events:
-                        async for envelope in events.envelopes():
-                            await view.show(envelope)
-                            await self._note(envelope)
+                try:
+                    with self.setup.budget or contextlib.nullcontext():
+                        async with events:
+                            async for envelope in events.envelopes():
+                                await view.show(envelope)
+                                await self._note(envelope)
+                finally:
+                    with trio.move_on_after(_CLOSE_WITHIN, shield=True):
+                        await view.close()
                 self.account(events.result)
                 status = 0 if events.result.status == "completed" else 1
                 if said := shortfall(events.result):
                     await self.front.say(said)
             except AlloyError as error:
                 self.account(error.result)
-                with trio.CancelScope(shield=True):
-                    await view.close()
                 await self.front.say(f"error: {explain(error)}")
-            finally:
-                with trio.move_on_after(_CLOSE_WITHIN, shield=True):
-                    await view.close()
         if scope.cancelled_caught:
             status = 128 + signal.SIGINT
             with contextlib.suppress(RuntimeError):  # it had not begun
@@ -308,12 +310,7 @@ class Conversation:
     async def _note(self, envelope: Envelope) -> None:
         match envelope.event:
             case TurnEnd(usage=usage):
-                self.context_used = (
-                    usage.input_tokens
-                    + usage.cache_creation_input_tokens
-                    + usage.cache_read_input_tokens
-                    + usage.output_tokens
-                )
+                self.context_used = _tokens(usage)
                 self.update_status()
             case RunStart():
                 self.update_status()
@@ -375,16 +372,22 @@ class Conversation:
 
     def update_status(self) -> None:
         """Show how things are."""
-        usage = self.agent.usage
-        tokens = (
-            usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens + usage.output_tokens
-        )
         turns = sum(message.role == "assistant" for message in self.agent.messages)
-        parts = [self.setup.model, f"{turns} turn{'' if turns == 1 else 's'}", f"{tokens:,} tokens", money(self.cost)]
+        parts = [
+            self.setup.model,
+            f"{turns} turn{'' if turns == 1 else 's'}",
+            f"{_tokens(self.agent.usage):,} tokens",
+            money(self.cost),
+        ]
         if self.setup.budget is not None:
             parts.append(f"{money(self.setup.budget.left)} left")
         parts.append(f"context {100 * self.context_used // self.context_tokens} %")
         self.front.show_status(" · ".join(parts))
+
+
+def _tokens(usage: Usage) -> int:
+    prompt = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+    return prompt + usage.output_tokens
 
 
 def money(dollars: Decimal | None) -> str:
