@@ -29,7 +29,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alloy_trio import InvalidOption, Result, Usage
+from alloy_trio import AlloyError, InvalidOption, Result, Usage
 from alloy_trio.events import (
     Compacted,
     Envelope,
@@ -837,6 +837,17 @@ def test_the_summary(usage: Usage, text: str) -> None:
 
 async def test_a_run_without_an_answer_has_no_summary() -> None:
     assert await shown(TurnStart(), RunEnd("error", 0, Usage(), "x")) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Result(status="budget_exceeded"), "the budget does not allow more"),
+        (Result(status="halted", error=AlloyError("enough\nof it")), "halted: enough of it"),
+    ],
+)
+def test_what_keeps_a_run_from_being_done_is_said(result: Result, said: str) -> None:
+    assert said in (shortfall(result) or "")
 
 
 def test_a_complete_result_falls_short_of_nothing() -> None:

@@ -30,7 +30,7 @@ from alloy_trio.repl._config_file import Known, read_config
 from alloy_trio.repl._conversation import Conversation
 from alloy_trio.repl._export import to_markdown
 from alloy_trio.repl._front import Place
-from alloy_trio.repl._keys import Key
+from alloy_trio.repl._keys import Key, Line
 from alloy_trio.repl._library import Library, check_name
 from alloy_trio.repl._markdown import Blocks, render
 from alloy_trio.repl._setup import ASKED, TOOLS, Setup
@@ -83,7 +83,7 @@ class Person:
     last one, Ctrl-D.
     """
 
-    def __init__(self, *steps: tuple[str, str | Key]) -> None:
+    def __init__(self, *steps: tuple[str, str | Line | Key]) -> None:
         self.steps = list(steps)
         self.said: list[str] = []
         self.echoed: list[str] = []
@@ -92,9 +92,10 @@ class Person:
         self.copied = ""
         self.views: list[Seen] = []
         self._prompt: str | None = None
+        self._about = ""
         self._changed = trio.Event()
 
-    async def receive(self) -> str | Key:
+    async def receive(self) -> Line | Key:
         await trio.lowlevel.checkpoint()
         prompt, what = self.steps[0] if self.steps else ("> ", Key.END)
         while not self._is_asked(prompt):
@@ -102,7 +103,7 @@ class Person:
         del self.steps[:1]
         if prompt == "steer >" or not (isinstance(what, Key) or prompt.startswith("steer")):
             self._prompt = None
-        return what
+        return Line(what, self._about) if isinstance(what, str) else what
 
     def _is_asked(self, prompt: str) -> bool:
         if prompt == "steer" and "ToolStart" not in self.views[-1].kinds:
@@ -113,8 +114,8 @@ class Person:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def prompt(self, text: str, fill: str = "") -> None:
-        self._prompt, self.filled = text, fill
+    async def prompt(self, text: str, fill: str = "", about: str = "") -> None:
+        self._prompt, self.filled, self._about = text, fill, about
         self._tell()
         await trio.lowlevel.checkpoint()
 
@@ -157,7 +158,7 @@ def setup(provider: Any, **changes: Any) -> Setup:
 
 
 async def talk(
-    provider: Any, *steps: tuple[str, str | Key], place: Place | None = None, once: bool = False, **changes: Any
+    provider: Any, *steps: tuple[str, str | Line | Key], place: Place | None = None, once: bool = False, **changes: Any
 ) -> tuple[Person, Conversation, int]:
     person = Person(*steps)
     made = setup(provider, **changes)
@@ -223,6 +224,17 @@ async def test_a_call_waits_for_a_person(answers: list[str], outcome: str, text:
     assert ("bash" in conversation.setup.asked) is (answers != ["a"])
 
 
+@pytest.mark.parametrize(("about", "texts"), [("", ["y"]), ("another call", [])])
+async def test_a_line_begun_before_the_question_decides_nothing(about: str, texts: list[str]) -> None:
+    """It was meant for what was asked for then: it steers, or it decides about a call that waits no more."""
+    provider = ScriptedProvider([[tool_call("bash", {"command": "echo hi"})], "Done."])
+    person, _, _ = await talk(provider, ("> ", "go"), ("run bash?", Line("y", about)), ("run bash?", "n"))
+    message = provider.requests[-1].messages[-1]
+    assert [result.outcome for result in message.tool_results] == ["blocked"]
+    assert [block.text for block in message.content if isinstance(block, Text)] == texts
+    assert any(said.startswith("not asked any more") for said in person.said) is bool(about)
+
+
 async def test_a_person_edits_a_call() -> None:
     provider = ScriptedProvider(
         [[tool_call("bash", {"command": "echo hi"})], [tool_call("write", {"file_path": "a", "content": "b"})], "Done."]
@@ -278,6 +290,15 @@ async def test_a_line_steers(line: str) -> None:
     person, _, _ = await talk(provider, ("> ", "go"), ("steer", line), asked=set())
     assert asked(provider)[-1] == "stop"
     assert "Steered" in person.views[0].kinds
+
+
+async def test_what_a_cancelled_request_did_not_hear_is_said() -> None:
+    provider = ScriptedProvider([[tool_call("bash", {"command": "sleep 1000"})], "Fine."])
+    person, _, _ = await talk(
+        provider, ("> ", "go"), ("steer", "and hurry"), ("steer", Key.INTERRUPT), ("> ", "go on"), asked=set()
+    )
+    assert "↳ goes with the next question: and hurry" in person.said
+    assert asked(provider)[-2:] == ["and hurry", "go on"]
 
 
 async def test_the_end_of_the_input_ends_what_runs() -> None:
@@ -463,6 +484,14 @@ async def test_a_budget_ends_what_it_does_not_allow_and_can_be_raised() -> None:
     assert conversation.cost > Decimal(0)
     assert person.said[-1].startswith("$0.000")
     assert "left" in person.status
+    assert any("budget does not allow more" in said for said in person.said)
+
+
+async def test_a_configuration_that_is_read_again_forgets_no_money() -> None:
+    budget = Budget("0.5")
+    _, conversation, _ = await talk(ScriptedProvider([]), *idle("/reload"), budget=budget)
+    assert conversation.setup.budget is budget
+    assert conversation.setup.system == "new"
 
 
 async def test_a_cost_that_is_not_known_is_said() -> None:
@@ -483,6 +512,18 @@ async def test_export(rest: str) -> None:
         assert "## User\n\nread it" in document
         assert "It has two lines." in document
         assert "second line" in document
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x.md", "a\0b", "x" * 300, "nosuch/folder/x.md"])
+async def test_an_export_to_where_no_file_can_be(name: str) -> None:
+    person, _, status = await talk(ScriptedProvider(["One."]), *idle("hello", f"/export {name}"))
+    assert person.said[-1].startswith("error: ")
+    assert status == 0
+
+
+async def test_the_export_of_a_session_with_a_slash_is_a_file_here() -> None:
+    person, _, _ = await talk(ScriptedProvider(["One."]), *idle("hello", "/save a/b", "/export"))
+    assert (Path.cwd() / "a%2Fb.md").exists(), person.said
 
 
 def test_a_fence_in_a_result_does_not_end_the_exported_one() -> None:

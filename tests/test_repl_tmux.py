@@ -295,6 +295,27 @@ def test_a_person_approves_denies_and_edits_commands(home: Path, model: Model) -
     assert "not that one" in results[1]
 
 
+def test_a_line_begun_before_the_question_approves_nothing(home: Path, model: Model) -> None:
+    go_on = threading.Event()
+    model.answers = [["I look.", go_on, {"name": "bash", "command": "touch made"}], ["Well."]]
+    with Screen(home, *model.arguments) as screen:
+        screen.ready()
+        screen.type("work")
+        screen.expect("I look.")
+        screen.press("y")
+        screen.expect("steer > y")
+        go_on.set()
+        screen.expect("run bash?")
+        screen.press("Enter")
+        screen.until(lambda seen: seen.rstrip().splitlines()[-2].rstrip().endswith("edit >"), "question again")
+        assert not (home / "made").exists()
+        screen.type("n")
+        screen.expect("Well.")
+        screen.ready()
+    assert not (home / "made").exists()
+    assert any("y" in text.splitlines() for text in model.said())
+
+
 def test_an_edit_is_a_diff_in_color(home: Path, model: Model) -> None:
     edit = {"name": "edit", "file_path": "notes.txt", "old_string": "second line", "new_string": "another line"}
     model.answers = [[edit], ["Changed."]]
@@ -446,6 +467,18 @@ def test_pastes(home: Path, model: Model) -> None:
         screen.press("Enter")
         screen.expect("nothing more", count=2)
         assert model.said()[-1] == large
+        screen.ready()
+        screen.paste("0123456789abcde\n" * 200)
+        screen.expect("[pasted 2: 3,200 characters]")
+        screen.press("Enter")
+        screen.expect("nothing more", count=3)
+        screen.press("C-d")
+        screen.ended()
+    with Screen(home, *model.arguments) as screen:  # the history has the text, not a name that nobody knows any more
+        screen.ready()
+        screen.press("Up", "Enter")
+        screen.expect("nothing more")
+    assert model.said()[-1] == "0123456789abcde\n" * 200
 
 
 def test_completion_and_history(home: Path, model: Model) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from .._agent import Agent
 from .._errors import AgentIdle, AlloyError, InvalidOption, StoreError
-from .._events import ApprovalRequested, RunStart, TurnEnd
+from .._events import ApprovalRequested, RunStart, Steered, TurnEnd
 from .._journal import write_session
 from .._util import single
 from ..supervision._supervisor import open_supervisor
@@ -27,8 +27,9 @@ from ._ask import AskPerson, editable, edited
 from ._attach import to_message
 from ._commands import run_command
 from ._front import Place
-from ._keys import Key
+from ._keys import Key, Line
 from ._show import explain, shortfall
+from ._text import clip, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,6 +51,7 @@ IDLE: Final = "> "
 _BUSY: Final = "steer > "
 _EDIT: Final = "input > "
 _COMMAND: Final = re.compile(r"/(\w+|\?)(?:\s+(.*))?", re.DOTALL)
+_SHORT: Final = 60  # characters of a line that are repeated
 _CLOSE_WITHIN: Final = 0.5  # seconds that the end of a cancelled request may wait for the terminal
 
 
@@ -90,6 +92,7 @@ class Conversation:
         self._request: trio.CancelScope | None = None
         self._idle = trio.Event()
         self._editing: ToolUse | None = None
+        self._unheard: list[str] = []  # what was said to the request under way, and it has not taken
         self._is_leaving = False  # one more Ctrl-C, and it does
         self._is_alone = False  # nobody is there to be asked
         self._nursery: trio.Nursery
@@ -160,31 +163,43 @@ class Conversation:
 
     # What the person does
 
-    async def _take(self, what: str | Key) -> None:
+    async def _take(self, what: Line | Key) -> None:
         if isinstance(what, Key):
             await (self._interrupt() if what is Key.INTERRUPT else self._end())
             return
         self._is_leaving = False
-        call = next(iter(self.agent.pending_approvals()), None)
         try:
-            if self._editing is not None:
-                await self._edit(self._editing, what)
-            elif (command := _COMMAND.fullmatch(what.strip())) is not None:
-                await self.front.echo(what)
-                await run_command(self, command[1], (command[2] or "").strip())
-                await self._prompt_again()
-            elif call is not None:
-                await self._decide(call, what)
-            elif not what.strip():
-                await self._prompt_again()
-            elif self.is_busy:
-                await self.steer(what)
-            else:
-                await self.front.echo(what)
-                await self.begin(to_message(what, self.setup.directory))
+            await self._read(what.text, what.about)
         except AlloyError as error:
             await self.front.say(f"error: {explain(error)}")
             await self._prompt_again()
+
+    async def _read(self, text: str, about: str) -> None:
+        call = self._asked
+        if self._editing is not None and self._editing.id == about:
+            await self._edit(self._editing, text)
+        elif (command := _COMMAND.fullmatch(text.strip())) is not None:
+            await self.front.echo(text)
+            await run_command(self, command[1], (command[2] or "").strip())
+            await self._prompt_again()
+        elif call is not None and call.id == about:
+            await self._decide(call, text)
+        elif about:
+            await self.front.say(f"not asked any more, so this decides nothing: {clip(one_line(text), _SHORT)}")
+            await self._prompt_again()
+        elif not text.strip():
+            await self._prompt_again()
+        elif self.is_busy:
+            await self.steer(text)
+            if call is not None:
+                await self._question(call)
+        else:
+            await self.front.echo(text)
+            await self.begin(to_message(text, self.setup.directory))
+
+    @property
+    def _asked(self) -> ToolUse | None:
+        return next(iter(self.agent.pending_approvals()), None)
 
     async def _interrupt(self) -> None:
         if self._request is not None:
@@ -207,9 +222,8 @@ class Conversation:
             self._refuse_alone(call)
 
     async def _prompt_again(self) -> None:
-        call = next(iter(self.agent.pending_approvals()), None)
-        if call is not None:
-            await self._question(call.name)
+        if (call := self._asked) is not None:
+            await self._question(call)
         else:
             await self.front.prompt(_BUSY if self.is_busy else IDLE)
 
@@ -256,8 +270,10 @@ class Conversation:
         interrupts = text.startswith("!")
         message = to_message(text.removeprefix("!"), self.setup.directory)
         try:
+            self._unheard.append(message.text)
             await self.agent.steer(message, interrupt="turn" if interrupts else None)
         except AgentIdle:  # it has just ended: then it is a question
+            self._unheard.remove(message.text)
             await self._idle.wait()
             await self.front.echo(text)
             await self.begin(message)
@@ -294,6 +310,9 @@ class Conversation:
 
     async def _ended(self, status: int) -> None:
         self._request = self._editing = None
+        for text in self._unheard:
+            await self.front.say(f"↳ goes with the next question: {clip(one_line(text), _SHORT)}", dim=True)
+        self._unheard.clear()
         self._idle.set()
         self.update_status()
         if self._once:
@@ -314,18 +333,19 @@ class Conversation:
                 self.update_status()
             case RunStart():
                 self.update_status()
-            case ApprovalRequested(id=id_, name=name):
-                if self._is_alone:
-                    for call in self.agent.pending_approvals():
-                        if call.id == id_:
-                            self._refuse_alone(call)
-                else:
-                    await self._question(name)
+            case Steered(text=text):
+                self._unheard = [each for each in self._unheard if each not in text]
+            case ApprovalRequested(id=id_):
+                for call in self.agent.pending_approvals():
+                    if call.id == id_ and self._is_alone:
+                        self._refuse_alone(call)
+                if (asked := self._asked) is not None:
+                    await self._question(asked)
 
     # Approval
 
-    async def _question(self, name: str) -> None:
-        await self.front.prompt(f"run {name}? y · n [reason] · a = always · e = edit > ")
+    async def _question(self, call: ToolUse) -> None:
+        await self.front.prompt(f"run {call.name}? y · n [reason] · a = always · e = edit > ", about=call.id)
 
     async def _decide(self, call: ToolUse, line: str) -> None:
         word, _, rest = line.strip().partition(" ")
@@ -333,7 +353,7 @@ class Conversation:
             case "n" | "no":
                 self.agent.deny(call.id, rest.strip() or "the user has denied it")
             case _ if rest.strip():  # a sentence that begins with "a" approves nothing
-                await self._question(call.name)
+                await self._question(call)
                 return
             case "y" | "yes":
                 self.agent.approve(call.id)
@@ -342,22 +362,22 @@ class Conversation:
                 self.agent.approve(call.id)
             case "e" | "edit":
                 self._editing = call
-                await self.front.prompt(_EDIT, fill=editable(call.name, call.input))
+                await self.front.prompt(_EDIT, editable(call.name, call.input), call.id)
                 return
             case _:
-                await self._question(call.name)
+                await self._question(call)
                 return
         await self.front.prompt(_BUSY)
 
     async def _edit(self, call: ToolUse, text: str) -> None:
         self._editing = None
         if not text.strip():
-            return await self._question(call.name)
+            return await self._question(call)
         try:
             self.agent.approve(call.id, edited(call, text))
         except (ValueError, InvalidOption) as error:
             await self.front.say(f"error: {explain(error)}")
-            return await self._question(call.name)
+            return await self._question(call)
         return await self.front.prompt(_BUSY)
 
     def _refuse_alone(self, call: ToolUse) -> None:

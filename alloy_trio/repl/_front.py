@@ -10,19 +10,23 @@ from .._messages import Message
 from .._session import Session
 
 if TYPE_CHECKING:
-    from ._keys import Key
+    from ._keys import Key, Line
     from ._show import View
 
 
 class Front(Protocol):
     """A terminal with a person at it."""
 
-    async def receive(self) -> str | Key:
+    async def receive(self) -> Line | Key:
         """Wait for what the person does next: a line, or a key. The end of the input is `Key.END`, once."""
         ...
 
-    async def prompt(self, text: str, fill: str = "") -> None:
-        """Say what is asked for, from now on; `fill` is what may be edited, where that can be."""
+    async def prompt(self, text: str, fill: str = "", about: str = "") -> None:
+        """
+        Say what is asked for, from now on; `fill` is what may be edited, where that can be.
+
+        Lines that are begun under this prompt are `about` what it says.
+        """
         ...
 
     async def echo(self, line: str) -> None:

@@ -17,7 +17,7 @@ import trio
 from .._background import Background
 from .._errors import InvalidOption
 from .._util import single
-from ._keys import Key
+from ._keys import Key, Line
 from ._text import DIM
 
 if TYPE_CHECKING:
@@ -103,19 +103,19 @@ class Plain:
         self._stdin = stdin
         self._err = err
         self._make_view = view
-        self._prompt = ""
-        self._keys, self._typed = trio.open_memory_channel[str | Key](1)
+        self._about = ""
+        self._keys, self._typed = trio.open_memory_channel[Line | Key](1)
 
-    async def receive(self) -> str | Key:
+    async def receive(self) -> Line | Key:
         """Wait for a line, or a signal."""
         try:
             return await self._typed.receive()
         except trio.EndOfChannel:
             return Key.END
 
-    async def prompt(self, text: str, fill: str = "") -> None:
+    async def prompt(self, text: str, fill: str = "", about: str = "") -> None:
         """Say what is asked for. Nothing can be filled in, so it is shown."""
-        self._prompt = text
+        self._about = about
         await self._err.end_line()
         if self._stdin.terminal:
             await self._err.write(f"{fill}\n{text}" if fill else text)
@@ -155,7 +155,7 @@ class Plain:
     async def _read_lines(self) -> None:
         while (line := await self._stdin.line()) is not None:
             self._err.open_line = False  # the terminal has shown the end of the line
-            await self._keys.send(line)
+            await self._keys.send(Line(line, self._about))  # where it was begun, nobody can tell
         await self._keys.send(Key.END)
 
 

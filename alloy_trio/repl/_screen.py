@@ -31,19 +31,21 @@ from prompt_toolkit.output.defaults import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
-from ._keys import Key
+from ._keys import Key, Line
 from ._places import history_file, private_folder
 from ._text import clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prompt_toolkit.buffer import Buffer
     from prompt_toolkit.completion import Completer
     from prompt_toolkit.formatted_text import AnyFormattedText
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyPressEvent
 
 _LONG_PASTE: Final = 2000  # characters; a longer one is shown as a placeholder
+_LONG_LINE: Final = 20_000  # characters; a longer one is not kept in the history
 _STARTS_WITHIN: Final = 5.0  # seconds
 _STYLE: Final = {"foot": "ansibrightblack", "prompt": "bold"}
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -62,10 +64,13 @@ class Screen:
         self._drawn: AnyFormattedText = ""
         self._height = 0
         self._prompt = "> "
+        self._about = ""  # what the prompt is about, …
+        self._seen = ""  # … the one that stands on the screen, …
+        self._begun: str | None = None  # … and the one under which the line was begun
         self._status = ""
         self._pasted: dict[str, str] = {}
-        self._receive: Callable[[str | Key], None] | None = None
-        self._early: list[str | Key] = []  # what was done before anybody listened
+        self._receive: Callable[[Line | Key], None] | None = None
+        self._early: list[Line | Key] = []  # what was done before anybody listened
         self._lock = threading.Lock()
         self._pending: set[Callable[[], None]] = set()
         self._is_ready = threading.Event()
@@ -77,7 +82,7 @@ class Screen:
         """Draw, from now on until `close`."""
         self._thread.start()
 
-    def connect(self, receive: Callable[[str | Key], None]) -> None:
+    def connect(self, receive: Callable[[Line | Key], None]) -> None:
         """Pass lines and keys on: those that were early at once, the others from the thread that draws. `Key.END` is the last."""
         with self._lock:
             early, self._early = self._early, []
@@ -89,9 +94,9 @@ class Screen:
         """Complete what is typed by this."""
         self._session.completer = completer
 
-    def prompt(self, text: str, fill: str = "") -> None:
+    def prompt(self, text: str, fill: str = "", about: str = "") -> None:
         """Say what is asked for, and put a text there to be edited."""
-        self._prompt = text
+        self._prompt, self._about = text, about
         if fill:
             self._call(partial(self._fill, fill))
         self._session.app.invalidate()
@@ -176,7 +181,7 @@ class Screen:
             self._pending.discard(done)
         done()
 
-    def _tell(self, what: str | Key) -> None:
+    def _tell(self, what: Line | Key) -> None:
         with self._lock:
             if self._receive is None:
                 self._early.append(what)
@@ -203,6 +208,7 @@ class Screen:
         )
         # Not the session's own toolbar: that one waits for the terminal to report its cursor.
         foot = Window(FormattedTextControl(self._foot), height=1, style="class:foot", dont_extend_height=True)
+        session.default_buffer.on_text_changed += self._on_text
         session.app.layout = Layout(HSplit([session.layout.container, foot]), focused_element=session.default_buffer)
         return session
 
@@ -214,12 +220,20 @@ class Screen:
         return text.startswith("/") or "@" in text
 
     def _message(self) -> AnyFormattedText:
+        self._seen = self._about
         return merge_formatted_text([self._drawn, [("class:prompt", self._prompt)]])
 
     def _fill(self, text: str) -> None:
         buffer = self._session.default_buffer
+        self._begun = self._about
         buffer.text = text
         buffer.cursor_position = len(text)
+
+    def _on_text(self, buffer: Buffer) -> None:
+        if not buffer.text:
+            self._begun = None
+        elif self._begun is None:
+            self._begun = self._seen
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
@@ -257,12 +271,21 @@ class Screen:
 
     def _submit(self) -> None:
         buffer = self._session.default_buffer
-        text = buffer.text
+        line = Line(self._whole(buffer.text), self._seen if self._begun is None else self._begun)
+        if (
+            line.text
+            and len(line.text) <= _LONG_LINE
+            and line.text != next(iter(buffer.history.get_strings()[-1:]), None)
+        ):
+            buffer.history.append_string(line.text)
+        buffer.reset()
+        self._begun = None
+        self._tell(line)
+
+    def _whole(self, text: str) -> str:
         for placeholder, pasted in self._pasted.items():
             text = text.replace(placeholder, pasted)
-        buffer.append_to_history()
-        buffer.reset()
-        self._tell(text)
+        return text
 
     def _paste(self, data: str) -> str:
         """Return what a pasted text becomes in the line: itself, without control characters, or a name for it."""

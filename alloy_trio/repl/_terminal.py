@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from .._background import Background
-from ._keys import Key
+from ._keys import Key, Line
 from ._live import LiveView
 from ._markdown import render
 from ._text import BOLD, DIM, harmless
@@ -48,20 +48,20 @@ class Terminal:
         self._going = trio.Event()  # something goes on
         self._view: LiveView | None = None
         self._token = trio.lowlevel.current_trio_token()
-        self._keys, self._typed = trio.open_memory_channel[str | Key](_MOST_LINES)
+        self._keys, self._typed = trio.open_memory_channel[Line | Key](_MOST_LINES)
 
     # What a conversation needs
 
-    async def receive(self) -> str | Key:
+    async def receive(self) -> Line | Key:
         """Wait for a line, or a key."""
         while (what := await self._typed.receive()) is Key.UNFOLD:
             await self._unfold()
         return what
 
-    async def prompt(self, text: str, fill: str = "") -> None:
+    async def prompt(self, text: str, fill: str = "", about: str = "") -> None:
         """Say what is asked for, from now on."""
         await trio.lowlevel.checkpoint()
-        self._screen.prompt(text, fill)
+        self._screen.prompt(text, fill, about)
 
     async def echo(self, line: str) -> None:
         """Show a line that was typed: it leaves the place where it was."""
@@ -154,11 +154,11 @@ class Terminal:
         self._screen.write(text, lambda: self._soon(done.set))
         await done.wait()
 
-    def take(self, what: str | Key) -> None:
+    def take(self, what: Line | Key) -> None:
         """Take what the person does, in whatever thread."""
         self._soon(lambda: self._tell(what))
 
-    def _tell(self, what: str | Key) -> None:
+    def _tell(self, what: Line | Key) -> None:
         with contextlib.suppress(trio.WouldBlock):  # somebody leans on the keyboard
             self._keys.send_nowait(what)
 
