@@ -72,6 +72,8 @@ FLOORS = {
     "providers._classify": 2,
     "providers._decoder": 2,
     "providers._json": 2,
+    "providers._exchange": 2,
+    "providers._http1": 2,
     "providers._origin": 2,
     "providers._request": 2,
     "providers._sse": 2,
@@ -86,6 +88,7 @@ FLOORS = {
     "providers._anthropic_reply": 3,
     "providers._demo": 3,
     "providers._http": 3,
+    "providers._httpx": 3,
     "providers._meter": 3,
     "providers._metered": 3,
     "providers._openai": 3,
@@ -93,7 +96,10 @@ FLOORS = {
     "providers._openai_items": 3,
     "providers._openai_compat_reply": 3,
     "providers._openai_reply": 3,
+    "providers._pool": 3,
     "providers._retry": 3,
+    "providers._streams": 3,
+    "providers._transport": 3,
     "providers._vendors": 3,
     "tools._bash": 3,
     "tools._edit": 3,
@@ -186,11 +192,12 @@ FACADES = {
 }  # "" is alloy_trio itself
 
 PURE = re.compile(
-    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks)"
+    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks|http1|exchange)"
 )  # wires: bytes in, events out
 
 ONLY_IN = {
-    "httpx": {"providers._http"},
+    "httpx": {"providers._httpx"},
+    "httptools": {"providers._http1"},
     "cattrs": {"_codec"},
     "opentelemetry": {"_otel"},
     "watchfiles": {"_watch"},

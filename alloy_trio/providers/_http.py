@@ -5,8 +5,8 @@ The network, as one class: a provider that speaks HTTP is a pure wire under this
     complete, stream                          this file sends it, bounds what comes back, maps what can go wrong,
     decode(body) | decoder().feed(bytes)      and the wire says what it means.
 
-httpx is used in the one way that survives cancellation (its pool leaks a slot for each task cancelled while it waits there):
-the pool is never contended, because it has no bound. `trio.Cancelled` closes the socket at once, so that the server stops.
+The exchange is our own, over Trio's sockets (`_transport`). Where the user has given an `http_client`, or a proxy stands in the
+environment, it goes through httpx (`_httpx`). Either way `trio.Cancelled` closes the socket at once, so that the server stops.
 The only time-out of a request is a stall guard on the socket: neither a consumer that takes its time nor a long answer that
 keeps coming runs into it. What nobody needs (the end of the body behind a complete answer, the rest of an error page) is not
 waited for as long.
@@ -15,16 +15,16 @@ waited for as long.
 from __future__ import annotations
 
 import abc
+import base64
 import contextlib
 import functools
+import logging
 import math
 import os
 import re
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
-from urllib.parse import urlsplit
-from weakref import WeakSet
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 import trio
@@ -35,30 +35,42 @@ from .._price import Price
 from ._base import Call, Emit, Request, Response, Terms, as_events
 from ._checks import check_headers, check_price, clean_key, clean_url, shown_url
 from ._classify import from_status
+from ._exchange import Broken, CannotAsk, CannotConnect, ExchangeError, Stalled, Undecodable
 from ._origin import fingerprint
+from ._pool import Origin
+from ._transport import current_pool, default_context, exchange
 
 if TYPE_CHECKING:
-    import httpx  # noqa: TC004 - the hint of `http_client` is never resolved: providers are no JSON
+    import ssl  # noqa: TC004 - as below
+
+    import httpx  # noqa: TC004 - these hints are never resolved: providers are no JSON
 
     from .._events import ProviderEvent
     from .._usage import Usage
     from .._util import JSONObject
     from ._decoder import Decoder
+    from ._exchange import Reply
+
+logger = logging.getLogger("alloy_trio.http")
 
 MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
-CONNECT_TIMEOUT = 10.0  # seconds
 
 _PATIENCE = 5.0  # seconds for bytes that we can do without, the text of an error
-_READ_AHEAD = 10_000  # pieces of a body: more than one read from a socket can bring
 _SECRET = 4  # characters; a shorter key is a placeholder, and may stand in any text
 _TELLING = 8  # characters of a key by which a part of it is known again
 _NOT_HERE = {404, 405}  # what a wrong path gives
 
-_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
+_HEADERS = {
+    "accept": "*/*",
+    "accept-encoding": "identity",
+    "user-agent": "alloy_trio",
+    "content-type": "application/json",
+}
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
 _SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
 
+_TARGET = "/?#[]@!$&'()*+,;=:%-._~"  # what stands in a path and a query as it is
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # white space, and a byte order mark
 _SSE_STARTS = (b":", b"data:", b"event:", b"id:", b"retry:")
 
@@ -79,7 +91,8 @@ class HTTPProvider(abc.ABC):
         extra_body: Merged last into each request's JSON: may override any field, but not raise a cap on the answer that the
             request sets.
         extra_headers: Sent with each request, over our own.
-        http_client: Your own `httpx.AsyncClient`, used as it is and never closed.
+        http_client: Your own `httpx.AsyncClient`, used as it is and never closed. The default is several times as fast.
+        ssl_context: What TLS is made with, for certificates of your own; None: the usual ones.
         stall_timeout: Seconds in which no byte comes, after which a request fails with `ProviderTimeout`.
         price: What the model costs; None: as the catalog says, if it knows. `Price.free()` for a server of your own.
 
@@ -97,6 +110,7 @@ class HTTPProvider(abc.ABC):
     extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)  # JSON, of any shape
     extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False, validator=check_headers)
     http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
+    ssl_context: ssl.SSLContext | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
     price: Price | None = attrs.field(default=None, kw_only=True, validator=check_price)
 
@@ -170,24 +184,77 @@ class HTTPProvider(abc.ABC):
         return await self._exchange(self.encode(request, stream=True), emit)
 
     async def _exchange(self, call: Call, emit: Emit | None) -> Response:
+        reply: Reply | None = None
         reply_id = None
         try:
-            with self._network_errors():
-                async with self._send(call) as reply, _Body(reply) as body:
-                    reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
-                    if not reply.is_success:
-                        raise self._refused(reply, await _read_error(body))
-                    return await self._read(body, emit)
+            try:
+                reply = await self._post(call)
+                logger.debug("POST %s to provider %s: %d", call.path, self.name, reply.status)
+                if 200 <= reply.status < 300:  # noqa: PLR2004 - what HTTP calls success
+                    return await self._read(reply, emit)
+                reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
+                raise self._refused(reply, call.path, await _read_error(reply))
+            except ExchangeError as failure:
+                raise self._failed(failure) from failure.__cause__ or failure
+            finally:
+                if reply is not None:
+                    await reply.aclose()
         except ProviderError as error:
             error.args = (self._redacted(str(error)),)
             error.provider, error.model = error.provider or self.name, error.model or self.model
             error.request_id = error.request_id or reply_id
             raise
 
-    def _refused(self, reply: httpx.Response, body: bytes) -> ProviderError:
-        error = from_status(reply.status_code, body, reply.headers)
-        if reply.status_code in _NOT_HERE and not body.lstrip().startswith(b"{"):
-            advice = f"is {reply.request.url.path} the path of the API? Check base_url: many end in /v1"
+    async def _post(self, call: Call) -> Reply:
+        """Send a request, and return the answer once its head has come. Raises `ExchangeError`."""
+        if self.http_client is None and (pool := current_pool()) is not None:
+            address = _address(self.base_url)
+            context = (self.ssl_context or default_context()) if address.is_tls else None
+            origin = Origin(address.host, address.port, context)
+            return await exchange(pool, origin, (self._head(call, address), call.body), stall=self.stall_timeout)
+        from . import _httpx  # noqa: PLC0415 - loads httpx
+
+        stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
+        client = self.http_client or _httpx.shared_client(self.ssl_context)
+        return await _httpx.post(client, self.base_url + call.path, self._fields(call), call.body, stall=stall)
+
+    def _fields(self, call: Call) -> dict[str, str]:
+        headers = {**_HEADERS, **call.headers}
+        for name, value in self.extra_headers.items():
+            headers[name.lower()] = value
+        return headers
+
+    def _head(self, call: Call, address: _Address) -> bytes:
+        headers = {"host": address.shown, **address.authorization, **self._fields(call)}
+        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        target = quote(address.path + call.path, safe=_TARGET)
+        return f"POST {target} HTTP/1.1\r\n{fields}content-length: {len(call.body)}\r\n\r\n".encode("ascii")
+
+    def _failed(self, failure: ExchangeError) -> Exception:
+        """Say what has failed in the words of a provider."""
+        match failure:
+            case CannotConnect():
+                error = ConnectionFailed(
+                    f"cannot connect to {self.base_url}: {failure}; is the server there, and base_url right?",
+                    retryable=True,
+                )
+                error.nothing_sent = True
+                return error
+            case Stalled():
+                said = f"{self.base_url} sent nothing for {self.stall_timeout:g} seconds (stall_timeout)"
+                return ProviderTimeout(said, retryable=True)
+            case Undecodable():
+                return WireError(f"{self.base_url} sent a body that does not decompress: {failure}")
+            case CannotAsk():
+                return InvalidOption(self._redacted(f"the request cannot be sent: {failure}"))
+        retryable = not isinstance(failure, Broken) or failure.may_pass
+        return ConnectionFailed(f"the connection to {self.base_url} broke: {failure}", retryable=retryable)
+
+    def _refused(self, reply: Reply, path: str, body: bytes) -> ProviderError:
+        error = from_status(reply.status, body, reply.headers)
+        if reply.status in _NOT_HERE and not body.lstrip().startswith(b"{"):
+            path = urlsplit(self.base_url + path).path
+            advice = f"is {path} the path of the API? Check base_url: many end in /v1"
             error.args = (f"{error} ({advice})",)
         return error
 
@@ -204,7 +271,7 @@ class HTTPProvider(abc.ABC):
                 message = re.sub(re.escape(secret[:_TELLING]) + r"[\w.~+/=-]*", "…", message)
         return message
 
-    async def _read(self, body: _Body, emit: Emit | None) -> Response:
+    async def _read(self, body: Reply, emit: Emit | None) -> Response:
         """Read an answer as what it is: some servers stream unasked, some answer a streaming request in one piece."""
         head = b""
         while not head and (chunk := await body.read()):
@@ -217,159 +284,31 @@ class HTTPProvider(abc.ABC):
             return response
         return await self._read_stream(head, body, emit or _ignore)
 
-    async def _read_stream(self, chunk: bytes, body: _Body, emit: Emit) -> Response:
+    async def _read_stream(self, chunk: bytes, body: Reply, emit: Emit) -> Response:
         decoder = self.decoder()
         while chunk:
             if events := decoder.feed(chunk):
                 await emit(*events)
                 decoder.feed(b"")  # raises what failed behind them, in the same read
             # Behind their last event some servers break the connection off, some leave it open.
-            chunk = await (body.read_if_there(decoder.patience) if decoder.is_complete() else body.read())
+            if not decoder.is_complete():
+                chunk = await body.read()
+            else:
+                chunk = b"" if body.is_complete else await _read_if_there(body, decoder.patience)
         if events := decoder.close():
             await emit(*events)
         return decoder.finish()
-
-    @contextlib.asynccontextmanager
-    async def _send(self, call: Call) -> AsyncIterator[httpx.Response]:
-        import httpx  # noqa: PLC0415 - loaded by those who use the network
-
-        client = self.http_client or await _client()
-        stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
-        seen: list[str] = []
-
-        async def trace(event: str, _: Any) -> None:
-            seen.append(event)
-            if event == "connection.retry.started":  # a transport of the user's own, told to connect again by itself
-                raise httpx.ConnectError(str(sys.exception()))
-
-        headers = httpx.Headers({**_HEADERS, **call.headers})
-        headers.update(self.extra_headers)
-        request = client.build_request(
-            "POST",
-            self.base_url + call.path,
-            content=call.body,
-            headers=headers,
-            timeout=httpx.Timeout(CONNECT_TIMEOUT, read=stall, write=stall, pool=None),
-            extensions={"trace": trace},
-        )
-        request.stream = _upload()(call.body)
-        try:
-            reply = await client.send(request, stream=True)
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            # An idle connection that the server had closed meanwhile: no byte came back, so it is asked once more.
-            if not seen or any(event.startswith("connection.connect") for event in seen):
-                raise
-            reply = await client.send(request, stream=True)
-        try:
-            yield reply
-        finally:
-            await reply.aclose()
-            if self.http_client is None and (stream := reply.extensions.get("network_stream")):
-                _kept.get().add(stream.get_extra_info("socket"))
-
-    @contextlib.contextmanager
-    def _network_errors(self) -> Iterator[None]:
-        import httpx  # noqa: PLC0415 - as above
-
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            failure = ConnectionFailed(
-                f"cannot connect to {self.base_url}: {str(error) or 'no answer'}; is the server there, and base_url right?",
-                retryable=True,
-            )
-            failure.nothing_sent = True
-            raise failure from error
-        except httpx.TimeoutException as error:
-            raise ProviderTimeout(
-                f"{self.base_url} sent nothing for {self.stall_timeout:g} seconds (stall_timeout)",
-                retryable=True,
-            ) from error
-        except httpx.DecodingError as error:
-            raise WireError(f"{self.base_url} sent a body that does not decompress: {error}") from error
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            shown = shown_url(self.base_url)
-            raise InvalidOption(self._redacted(f"base_url={shown} cannot be used: {error}")) from error
-        except httpx.LocalProtocolError as error:
-            advice = "the request cannot be sent: look at the headers of http_client"
-            raise InvalidOption(self._redacted(f"{advice}: {error}")) from error
-        except httpx.RequestError as error:
-            raise ConnectionFailed(
-                f"the connection to {self.base_url} broke: {str(error) or type(error).__name__}",
-                # Not retryable are redirects in a circle, followed by a client of the user's own.
-                retryable=isinstance(error, httpx.TransportError),
-            ) from error
 
 
 async def _ignore(*_: ProviderEvent) -> None:
     """Take events that nobody asked for."""
 
 
-@functools.cache
-def _upload() -> Callable[[bytes], httpx.AsyncByteStream]:
-    """Return the class of a request's body: httpx's is an async generator, which a cancel in mid-upload leaves half-way."""
-    import httpx  # noqa: PLC0415 - as above
-
-    class Upload(httpx.AsyncByteStream):
-        def __init__(self, body: bytes) -> None:
-            self._body = body
-
-        def __aiter__(self) -> AsyncIterator[bytes]:
-            return _Once(self._body)
-
-    return Upload
-
-
-class _Once:
-    """An async iterator of one item."""
-
-    def __init__(self, item: bytes) -> None:
-        self._left = [item]
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        return self._left.pop()
-
-
-class _Body:
-    """
-    The body of an answer, read piece by piece; nothing of it is left when the context ends.
-
-    httpx and httpcore nest six async generators. Closing the outermost leaves the others to the garbage collector, which warns
-    of each (an error under `-W error`). So a body that is left half-way is read on, in a cancelled scope: the next read from
-    the socket raises in the innermost, and that ends them all.
-    """
-
-    def __init__(self, reply: httpx.Response) -> None:
-        import httpx  # noqa: PLC0415 - as above
-
-        self._chunks = cast("AsyncGenerator[bytes, None]", reply.aiter_bytes())
-        self._broken = httpx.RequestError
-
-    async def read(self) -> bytes:
-        """Return the next bytes, b"" at the end."""
-        return await anext(self._chunks, b"")
-
-    async def read_if_there(self, patience: float) -> bytes:
-        """Return the next bytes, b"" also where the connection breaks, or stays silent for a while."""
-        with trio.move_on_after(patience), contextlib.suppress(self._broken):
-            return await self.read()
-        return b""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        with trio.CancelScope(shield=True) as scope, contextlib.suppress(self._broken):
-            scope.cancel()
-            async with contextlib.aclosing(self._chunks):
-                for _step in range(_READ_AHEAD):  # a transport that is no socket may never notice
-                    if not await self.read():
-                        break
+async def _read_if_there(reply: Reply, patience: float) -> bytes:
+    """Return the next bytes, b"" also where the connection breaks, or stays silent for a while."""
+    with trio.move_on_after(patience), contextlib.suppress(ExchangeError):
+        return await reply.read()
+    return b""
 
 
 def _is_stream(head: bytes) -> bool:
@@ -377,7 +316,7 @@ def _is_stream(head: bytes) -> bool:
     return any(start.startswith(head[: len(start)]) for start in _SSE_STARTS)
 
 
-async def _read_all(body: _Body, bound: int) -> bytes:
+async def _read_all(body: Reply, bound: int) -> bytes:
     """Read what is left, at most `bound` bytes."""
     read = bytearray()
     while chunk := await body.read():
@@ -387,41 +326,55 @@ async def _read_all(body: _Body, bound: int) -> bytes:
     return bytes(read)
 
 
-async def _read_error(body: _Body) -> bytes:
+async def _read_error(body: Reply) -> bytes:
     """Read what can be read of an error page: where it breaks off, or hangs, the status says enough."""
     read = bytearray()
     with trio.move_on_after(_PATIENCE):
-        while len(read) <= MAX_ERROR_BODY and (chunk := await body.read_if_there(_PATIENCE)):
+        while len(read) <= MAX_ERROR_BODY and (chunk := await _read_if_there(body, _PATIENCE)):
             read += chunk
     return bytes(read)
 
 
-_kept: trio.lowlevel.RunVar[WeakSet[trio.socket.SocketType]] = trio.lowlevel.RunVar("alloy_trio connections")
-_shared_client: trio.lowlevel.RunVar[httpx.AsyncClient] = trio.lowlevel.RunVar("alloy_trio HTTP client")
+class _Address(NamedTuple):
+    """Where a base URL leads."""
+
+    is_tls: bool
+    host: str
+    port: int
+    shown: str  # in the `host` field
+    path: str
+    authorization: Mapping[str, str]  # the field of that name, if the address has a user in it
 
 
-async def _client() -> httpx.AsyncClient:
-    """Return the HTTP client of this Trio run, which a system task closes as the run ends."""
-    import httpx  # noqa: PLC0415 - as above
+@functools.lru_cache(maxsize=64)
+def _address(base_url: str) -> _Address:
+    """
+    Take a base URL apart.
 
+    Raises:
+        CannotAsk: It leads nowhere.
+    """
+    url = urlsplit(base_url)
+    host = url.hostname or ""
     try:
-        return _shared_client.get()
-    except LookupError:
-        client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
-        _shared_client.set(client)
-        _kept.set(WeakSet())
-        trio.lowlevel.spawn_system_task(_close_at_the_end, client, name="alloy_trio HTTP client")
-        return client
+        name = host if host.isascii() else _encoded(host)
+    except UnicodeError as error:
+        raise CannotAsk(f"base_url={shown_url(base_url)} cannot be used: {error}") from error
+    if not name or not name.isprintable() or " " in name:
+        raise CannotAsk(f"base_url={shown_url(base_url)} cannot be used: it has no host")
+    is_tls = url.scheme == "https"
+    usual = 443 if is_tls else 80
+    bracketed = f"[{name}]" if ":" in name else name
+    shown = bracketed if url.port in {None, usual} else f"{bracketed}:{url.port}"
+    authorization = {}
+    if url.username or url.password:
+        user = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
+        authorization = {"authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+    return _Address(is_tls, name, url.port or usual, shown, url.path, authorization)
 
 
-async def _close_at_the_end(client: httpx.AsyncClient) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        with trio.CancelScope(shield=True):
-            await client.aclose()
+def _encoded(host: str) -> str:
+    """Return a name with other letters than ASCII as DNS has it. Raises `UnicodeError`."""
+    import idna  # noqa: PLC0415 - few need it
 
-
-def idle_connections() -> set[int]:
-    """Return the file descriptors of the client's connections that have been kept for a next request."""
-    return {socket.fileno() for socket in _kept.get(WeakSet())}
+    return idna.encode(host, uts46=True).decode()

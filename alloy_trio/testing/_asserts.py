@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..providers._http import idle_connections
+from ..providers._transport import idle_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ def _things() -> dict[object, str]:
     """Return what there is now: an identity and a name of each task, tool thread, child process and file descriptor."""
     found: dict[object, str] = {}
     for task in all_tasks():
-        if not task.name.startswith("alloy_trio HTTP client"):  # ends with the Trio run
+        if not task.name.startswith(("alloy_trio connections", "alloy_trio client of httpx")):  # ends with the Trio run
             found[task] = f"task {task.name}"
     for thread in threading.enumerate():
         if thread.name.startswith("alloy_trio"):  # Trio renames its threads while they work for somebody
@@ -109,7 +110,9 @@ def _descriptors() -> dict[object, str]:
     renamed.
     """
     found: dict[object, str] = {}
-    idle = idle_connections()
+    idle = idle_descriptors()
+    if (by_httpx := sys.modules.get("alloy_trio.providers._httpx")) is not None:
+        idle |= by_httpx.idle_descriptors()
     for entry in Path("/proc/self/fd").glob("*"):
         with contextlib.suppress(OSError):  # the one through which the folder is read
             number, status, target = int(entry.name), entry.stat(), str(entry.readlink())
