@@ -192,7 +192,7 @@ FACADES = {
 }  # "" is alloy_trio itself
 
 PURE = re.compile(
-    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks|http1|exchange)"
+    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks|http1)"
 )  # wires: bytes in, events out
 
 ONLY_IN = {
