@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import attrs
 import trio
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ._state import Run
 
 Interrupt = Literal["stream", "turn"]
+AnswerT = TypeVar("AnswerT")
 INTERRUPTED = "cancelled: the user had something to say"
 
 
@@ -75,7 +76,7 @@ class Controls:
     Attributes:
         journal: Where the run is written down.
         on_settled: Told, in the same step, that the run's end is decided.
-        has_person: Whether there is anybody to ask for approval.
+        has_person: Whether there is anybody who may say something, and can be asked for approval.
         approval_timeout: Seconds that a person may take to decide; None for as long as it takes.
         approvals: The calls that wait, by id.
         batch: The calls under way.
@@ -115,6 +116,17 @@ class Controls:
         if interrupt == "turn":
             self._stops_calls = self._interrupted = True
             self.stop_calls()
+
+    async def interruptibly(self, answer: Awaitable[AnswerT]) -> AnswerT | None:
+        """Wait for an answer, and return it; None if it was interrupted. Where nobody can do that, it costs nothing."""
+        if not self.has_person:
+            return await answer
+        try:
+            with trio.CancelScope() as self.answering:
+                return await answer
+            return None
+        finally:
+            self.answering = None
 
     def stop_calls(self) -> None:
         """End the calls under way, if they are not to go on."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -35,11 +35,13 @@ class History:
     Attributes:
         epoch: The highest epoch of its messages.
         rewrites: How often it was changed otherwise than at its end.
+        transcripts: What of it wires have serialized, by provider; anew whenever it was changed so.
     """
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
         self.epoch: int = 0
         self.rewrites: int = 0
+        self.transcripts: dict[Any, Any] = {}
         self._messages: list[Message] = []
         self._snapshot: tuple[Message, ...] | None = None
         self._said = Size()

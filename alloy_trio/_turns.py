@@ -196,6 +196,7 @@ async def _ask(run: Run) -> _Answer | None:
         output_schema=wanted.schema if wanted is not None and wanted.native else None,
         provider_state=config.provider_state,
         size=run.size,
+        transcripts=run.history.transcripts,
     )
     recorder = run.recorder = Recorder()
 
@@ -204,17 +205,13 @@ async def _ask(run: Run) -> _Answer | None:
         await emitter.emit(*events)  # type: ignore[arg-type] # the meter has kept the reports of usage
 
     capped = False
-    response: Response | None = None
     try:
-        with trio.CancelScope() as run.controls.answering:
-            response = await run.provider.stream(request, emit)
+        response = await run.controls.interruptibly(run.provider.stream(request, emit))
     except BudgetExhausted as exhausted:
         if exhausted.response is None:
             recorder.take(tuple(exhausted.heard))
             raise
         response, capped = exhausted.response, True
-    finally:
-        run.controls.answering = None
     if response is None:
         return None
     content = response.message.content

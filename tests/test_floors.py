@@ -77,6 +77,7 @@ FLOORS = {
     "providers._origin": 2,
     "providers._request": 2,
     "providers._sse": 2,
+    "providers._transcript": 2,
     "tools._context": 2,
     "tools._output": 2,
     "tools._schema": 2,
@@ -93,6 +94,7 @@ FLOORS = {
     "providers._metered": 3,
     "providers._openai": 3,
     "providers._openai_compat": 3,
+    "providers._openai_compat_messages": 3,
     "providers._openai_items": 3,
     "providers._openai_compat_reply": 3,
     "providers._openai_reply": 3,
@@ -192,7 +194,7 @@ FACADES = {
 }  # "" is alloy_trio itself
 
 PURE = re.compile(
-    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks|http1)"
+    r"providers\._(anthropic|openai|vendors|decoder|sse|json|classify|origin|request|checks|http1|transcript)"
 )  # wires: bytes in, events out
 
 ONLY_IN = {

@@ -15,6 +15,7 @@ them refuse the request, unless they are told to drop such reasoning instead: `_
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from typing import TYPE_CHECKING, ClassVar
@@ -166,7 +167,7 @@ class Anthropic(HTTPProvider):
         """Return a decoder for one streamed answer."""
         return _anthropic_reply.AnthropicDecoder(self)
 
-    @property
+    @functools.cached_property
     def terms(self) -> Terms:
         """What bounds the cost of a request, besides the price."""
         budget = as_dict(self.extra_body.get("thinking")).get("budget_tokens")

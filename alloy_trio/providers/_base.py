@@ -69,6 +69,8 @@ class Request:
     attempt: int = 1
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     _alone: bool = attrs.field(default=False, repr=False, eq=False)  # beside a conversation: it continues none
+    # What of the conversation was serialized before, by whom, where more of it is to come: see `_transcript`.
+    _transcripts: dict[Any, Any] | None = attrs.field(default=None, repr=False, eq=False)
     _size: Size | None = attrs.field(
         default=None, repr=False, eq=False
     )  # of all of it, where it is known without a look
@@ -204,6 +206,10 @@ def unsupported(block: Image | Audio | Video | Document) -> str:
 WireEvents: TypeAlias = list[ProviderEvent]
 
 
+def _parts(body: bytes | tuple[bytes, ...]) -> tuple[bytes, ...]:
+    return (body,) if isinstance(body, bytes) else body
+
+
 @attrs.frozen
 class Call:
     """
@@ -212,9 +218,14 @@ class Call:
     Attributes:
         path: Appended to the provider's base URL; begins with a slash.
         headers: Without those that HTTP itself needs. Never shown in a repr: they carry the key.
-        body: JSON.
+        parts: The body, JSON, in parts; given in one piece, it is one.
     """
 
     path: str
     headers: Mapping[str, str] = attrs.field(repr=False)
-    body: bytes = attrs.field(repr=False)
+    parts: tuple[bytes, ...] = attrs.field(repr=False, converter=_parts)
+
+    @property
+    def body(self) -> bytes:
+        """The body in one piece."""
+        return b"".join(self.parts)

@@ -134,12 +134,12 @@ class HTTPProvider(abc.ABC):
     def decoder(self) -> Decoder:
         """Return a decoder for one streamed answer."""
 
-    @property
+    @functools.cached_property
     def terms(self) -> Terms:
         """What bounds the cost of a request, besides the price."""
         return Terms()
 
-    @property
+    @functools.cached_property
     def is_at_vendor(self) -> bool:
         """Whether the API is the vendor's own, at its own prices: not a gateway, nor a server that speaks the same wire."""
         return self.vendor_host is not None and urlsplit(self.base_url).hostname == self.vendor_host
@@ -157,7 +157,7 @@ class HTTPProvider(abc.ABC):
         """Whether this very schema can be the `Request.output_schema`."""
         return self.native_output
 
-    @property
+    @functools.cached_property
     def origin(self) -> str:
         """A fingerprint of provider, endpoint and account: reasoning goes back only to where it came from."""
         return fingerprint(self.name, self.base_url, self.api_key)
@@ -211,7 +211,7 @@ class HTTPProvider(abc.ABC):
             address = _address(self.base_url)
             context = (self.ssl_context or default_context()) if address.is_tls else None
             origin = Origin(address.host, address.port, context)
-            return await exchange(pool, origin, (self._head(call, address), call.body), stall=self.stall_timeout)
+            return await exchange(pool, origin, (self._head(call, address), *call.parts), stall=self.stall_timeout)
         from . import _httpx  # noqa: PLC0415 - loads httpx
 
         stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
@@ -228,7 +228,7 @@ class HTTPProvider(abc.ABC):
         headers = {"host": address.shown, **address.authorization, **self._fields(call)}
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         target = quote(address.path + call.path, safe=_TARGET)
-        return f"POST {target} HTTP/1.1\r\n{fields}content-length: {len(call.body)}\r\n\r\n".encode("ascii")
+        return f"POST {target} HTTP/1.1\r\n{fields}content-length: {sum(map(len, call.parts))}\r\n\r\n".encode("ascii")
 
     def _failed(self, failure: ExchangeError) -> Exception:
         """Say what has failed in the words of a provider."""

@@ -18,6 +18,7 @@ that does not, too. How far an answer had come that was to arrive in one piece, 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _ASKED = 8192  # tokens of an answer that are asked for under a budget where nobody has set a cap
 _LEAST = 1024  # tokens below which an answer is not worth asking for
+_ALWAYS: contextlib.AbstractContextManager[object, bool | None] = contextlib.nullcontext()
 _AT_THE_CAP = 0.95  # of it: vendors do not all count alike
 
 
@@ -111,11 +113,13 @@ class Metered:
         response, error, usage = None, None, Usage()
         told = self._tell_start(attempt, request)
         try:
-            with attempt.scope:
+            with attempt.scope or _ALWAYS:
                 response = self._check(await self._perform(attempt, request, emit))
         except Exception as caught:  # noqa: BLE001 - raised again, unless it was cut
             error = single(caught)
-            if not attempt.scope.cancel_called:  # else it was cut, and only its cleaning up has failed
+            if (
+                attempt.scope is None or not attempt.scope.cancel_called
+            ):  # else it was cut, and only its cleaning up has failed
                 raise error from error.__cause__
         finally:
             usage = attempt.settle(response, error)
@@ -209,7 +213,7 @@ class Metered:
         raise WireError(f"provider {self.name} {problem}", provider=self.name, model=self.model)
 
 
-@attrs.frozen
+@attrs.define(eq=False)  # not frozen: one is made for each request
 class _Attempt:
     """One request under way."""
 
@@ -221,7 +225,10 @@ class _Attempt:
     billed: Callable[[Response], Usage]  # what an answer costs may be more than its own tokens
     heard: list[ProviderEvent] = attrs.field(factory=list)  # of an answer that streams, and nobody listens
     started: float = attrs.field(factory=trio.current_time)
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    scope: trio.CancelScope | None = attrs.field(  # what cuts it; without a budget, nothing does
+        init=False,
+        default=attrs.Factory(lambda self: trio.CancelScope() if self.meter.limited else None, takes_self=True),
+    )
 
     def emit(self, outer: Emit) -> Emit:
         """Return what the provider is to emit into: it counts, and cuts."""
@@ -240,7 +247,7 @@ class _Attempt:
             elif passed:
                 with self.meter.reservation.blocked():
                     await outer(*passed)
-            if is_cut:
+            if is_cut and self.scope is not None:
                 self.scope.cancel()
                 await trio.lowlevel.checkpoint_if_cancelled()
 
@@ -276,7 +283,9 @@ def _stopped(
     told: RequestStarted, attempt: _Attempt, response: Response | None, error: Exception | None, usage: Usage
 ) -> RequestStopped:
     cost, known = attempt.meter.cost(usage)
-    cut: Literal["cut", "cancelled"] = "cut" if attempt.scope.cancelled_caught else "cancelled"
+    cut: Literal["cut", "cancelled"] = (
+        "cut" if attempt.scope is not None and attempt.scope.cancelled_caught else "cancelled"
+    )
     return RequestStopped(
         session_id=told.session_id,
         correlation_id=told.correlation_id,

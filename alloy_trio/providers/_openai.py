@@ -16,6 +16,7 @@ Rules of the API that the code below does not show by itself:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -157,7 +158,7 @@ class OpenAI(HTTPProvider):
         """Return a decoder for one streamed answer."""
         return _openai_reply.OpenAIDecoder(self, self.previous_response_id)
 
-    @property
+    @functools.cached_property
     def terms(self) -> Terms:
         """What bounds the cost of a request, besides the price."""
         tools = self.extra_body.get("tools", self._tools(()))

@@ -1,64 +1,35 @@
 """
-The Chat Completions API, at any address: what is sent. `_openai_compat_reply` has what comes back, `_vendors` who differs.
+The Chat Completions API, at any address: what is sent.
 
-A message of ours is one message there, but for tool results, which are messages of their own. What an answer had besides
-text and calls goes back in the fields it came in, and only to where it came from.
+`_openai_compat_messages` has what messages become there, `_openai_compat_reply` what comes back, `_vendors` who differs.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import attrs
 
 from .._errors import InvalidOption
-from .._messages import (
-    Audio,
-    Block,
-    Document,
-    Image,
-    Message,
-    Opaque,
-    Text,
-    Thinking,
-    ToolResult,
-    ToolUse,
-    Video,
-)
 from . import _openai_compat_reply, _vendors
-from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
+from ._base import Call, Request, Response, Terms
 from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
-from ._json import as_dict, as_list, as_str
-from ._json import encode as encode_json
-from ._origin import for_origin
+from ._openai_compat_messages import ChatTranscript
 from ._request import cap_output, has_fees, openai_format
+from ._transcript import transcript_of
 from ._vendors import VENDORS, Quirks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from .._util import JSONObject
     from ..tools._tool import Tool
     from ._decoder import Decoder
 
 _CAP_FIELDS = ("max_tokens", "max_completion_tokens")
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_AUDIO_FORMATS = {
-    "audio/mpeg": "mp3",
-    "audio/mp3": "mp3",
-    "audio/wav": "wav",
-    "audio/wave": "wav",
-    "audio/x-wav": "wav",
-    "audio/vnd.wave": "wav",
-}
-_AFTER_TOOL = "I have the results."  # said for the model where a server wants its turn between results and user
-_EMPTY = "(no output)"
-# A message that has these fields alone is refused as an empty one.
-_NO_CONTENT = {*_vendors.REASONING_FIELDS, *_vendors.SEALED_FIELDS, "extra_content"}
 
 
 @attrs.frozen(eq=False)
@@ -109,7 +80,20 @@ class OpenAICompat(HTTPProvider):
 
     def encode(self, request: Request, *, stream: bool) -> Call:
         """Say what to send."""
-        body: JSONObject = {"model": self.model, "messages": self._messages(request)}
+        chat = transcript_of(request, self, lambda: ChatTranscript(self))
+        key = (stream, request.tools, request.tool_choice, request.max_output_tokens, request.output_schema)
+        fields = chat.fields(key, lambda: self._body(request, stream=stream))
+        headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        if "messages" in self.extra_body:
+            return Call(self.chat_path, headers, fields)
+        system: list[JSONObject] = []
+        if request.system_prompt and not request.system_prompt.isspace():
+            system = [{"role": self.quirks.system_role, "content": request.system_prompt}]
+        return Call(self.chat_path, headers, chat.body("messages", fields, first=system))
+
+    def _body(self, request: Request, *, stream: bool) -> JSONObject:
+        """Return the request without its messages."""
+        body: JSONObject = {"model": self.model}
         if stream:
             body["stream"] = True
             if self.include_usage and self.quirks.stream_options:
@@ -127,8 +111,7 @@ class OpenAICompat(HTTPProvider):
         if request.output_schema is not None and self.quirks.output_schema:
             form = {"type": "json_schema", "json_schema": openai_format(request.output_schema)}
             body.setdefault("response_format", form)
-        headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
-        return Call(self.chat_path, headers, encode_json(body))
+        return body
 
     def decode(self, body: bytes) -> Response:
         """Say what a whole answer means."""
@@ -138,7 +121,7 @@ class OpenAICompat(HTTPProvider):
         """Return a decoder for one streamed answer."""
         return _openai_compat_reply.ChatDecoder(self)
 
-    @property
+    @functools.cached_property
     def terms(self) -> Terms:
         """What bounds the cost of a request, besides the price."""
         vendor = _vendors.vendor_at(self.base_url)
@@ -149,7 +132,7 @@ class OpenAICompat(HTTPProvider):
             server_tools=searches or has_fees(self.extra_body.get("tools"), ()),
         )
 
-    @property
+    @functools.cached_property
     def is_at_vendor(self) -> bool:
         """Whether this is the vendor of that name, at the address that is known of it."""
         vendor = VENDORS.get(self.name)
@@ -168,140 +151,6 @@ class OpenAICompat(HTTPProvider):
         if tool.strict is not None and self.quirks.strict_tools:
             function["strict"] = tool.strict
         return {"type": "function", "function": function}
-
-    def _messages(self, request: Request) -> list[JSONObject]:
-        out: list[JSONObject] = []
-        names: dict[str, str] = {}  # of the calls so far, by id
-        if request.system_prompt and not request.system_prompt.isspace():
-            out.append({"role": self.quirks.system_role, "content": request.system_prompt})
-        for message in for_origin(request.messages, self.origin):
-            if message.role == "user":
-                self._add_user(out, message, names)
-            else:
-                names.update((call.id, call.name) for call in message.tool_uses)
-                out += self._assistant(message)
-        return out
-
-    def _add_user(self, out: list[JSONObject], message: Message, names: Mapping[str, str]) -> None:
-        """Append a user's message: its tool results first, as messages of their own, then what else it says."""
-        out += [self._result(block, names) for block in message.content if isinstance(block, ToolResult)]
-        rest = [block for block in message.content if not isinstance(block, ToolResult)]
-        parts = [part for block in rest for part in self._parts(block, media=True)]
-        if not parts:
-            return
-        last = out[-1] if out else {}
-        if last.get("role") == "tool" and self.quirks.assistant_after_tool:
-            out.append({"role": "assistant", "content": _AFTER_TOOL})
-        elif last.get("role") == "user" and self.quirks.merge_user_messages:
-            parts = [*_as_parts(last["content"]), *parts]
-            out.pop()
-        out.append({"role": "user", "content": self._content(parts)})
-
-    def _result(self, result: ToolResult, names: Mapping[str, str]) -> JSONObject:
-        parts = [part for block in result.content for part in self._parts(block, media=self.quirks.tool_media)]
-        out: JSONObject = {"role": "tool", "tool_call_id": self._call_id(result.tool_use_id)}
-        if self.quirks.tool_result_name and result.tool_use_id in names:
-            out["name"] = names[result.tool_use_id]
-        out["content"] = self._content(parts or [_text(_EMPTY)])
-        return out
-
-    def _assistant(self, message: Message) -> list[JSONObject]:
-        """Return an assistant's message, or nothing if nothing of it can be sent: reasoning alone is no message."""
-        own = message.origin == self.origin
-        parts: list[JSONObject] = []
-        fields: JSONObject = {}
-        for block in message.content:
-            match block:
-                case Thinking():
-                    self._think(block, parts, fields)
-                case ToolUse():
-                    fields.setdefault("tool_calls", []).append(self._call(block))
-                case Image() if own:  # as OpenRouter gave it
-                    fields.setdefault("images", []).append(_image(block))
-                case Opaque(provider=self.name, payload={"type": "message"} as beside):
-                    fields |= _beside(beside)
-                case _:
-                    parts += self._parts(block, media=False)
-        if not any(part.get("type") != "thinking" for part in parts) and not fields.keys() - _NO_CONTENT:
-            return []
-        if self.quirks.require_reasoning_content:
-            fields.setdefault("reasoning_content", " ")
-        content = self._content(parts, "" if own else "\n\n") if parts else None
-        return [{"role": "assistant", "content": content, **fields}]
-
-    def _think(self, block: Thinking, parts: list[JSONObject], fields: JSONObject) -> None:
-        """Put reasoning where it came from: into a field of the message, sealed lists, or Mistral's parts."""
-        data = block.provider_data or {}
-        field = self.quirks.reasoning_field or as_str(data.get("field"))
-        if not self.quirks.send_reasoning:
-            return
-        for sealed in _vendors.SEALED_FIELDS:
-            if items := as_list(data.get(sealed)):
-                fields[sealed] = [*fields.get(sealed, ()), *items]
-        if field == "thinking":
-            chunks = [_text(block.text)] if block.text else []
-            parts.append({"type": "thinking", "thinking": [*chunks, *as_list(data.get("chunks"))]})
-        elif field and block.text and "reasoning_details" not in data:  # they have the text, too
-            fields[field] = fields.get(field, "") + block.text
-
-    def _call(self, call: ToolUse) -> JSONObject:
-        extras = {key: value for key, value in (call.provider_data or {}).items() if key in _vendors.CALL_EXTRAS}
-        out: JSONObject = {"id": self._call_id(call.id), "type": "function"}
-        if (call.provider_data or {}).get("type") == "custom":
-            custom = {"name": call.name, "input": as_str(call.input.get("input"))}
-            return {**out, "type": "custom", "custom": custom, **extras}
-        function = {"name": call.name, "arguments": encode_json(sent_arguments(call)).decode()}
-        return {**out, "function": function, **extras}
-
-    def _call_id(self, call_id: str) -> str:
-        pattern = self.quirks.tool_id_pattern
-        return call_id if pattern is None or re.fullmatch(pattern, call_id) else _vendors.made_up_id(call_id)
-
-    def _parts(self, block: Block, *, media: bool) -> list[JSONObject]:
-        """Return a block as parts of a message's content. Media that cannot be sent is told of."""
-        match block:
-            case Text(text=text):
-                return [_text(text)] if text and not text.isspace() else []
-            case Image() if media and self.quirks.images and (block.data or block.uri):
-                return [_image(block)]
-            case Audio(mime_type=kind, data=str(data)) if media and kind.lower() in _AUDIO_FORMATS:
-                sound = {"data": data, "format": _AUDIO_FORMATS[kind.lower()]}
-                return [{"type": "input_audio", "input_audio": sound}]
-            case Document(mime_type=kind, data=str(data)) if media and self.quirks.file_parts:
-                file = {"filename": block.name or "document", "file_data": f"data:{kind};base64,{data}"}
-                return [{"type": "file", "file": file}]
-            case Document(uri=str(uri)) if media and self.quirks.file_parts and ":" not in uri:  # one uploaded before
-                return [{"type": "file", "file": {"file_id": uri}}]
-            case Image() | Audio() | Video() | Document():
-                return [_text(unsupported(block))]
-            case Opaque(provider=self.name, payload=payload):
-                return [payload]
-        return []
-
-    def _content(self, parts: list[JSONObject], between: str = "\n\n") -> str | list[JSONObject]:
-        if self.quirks.content_parts or any(part.get("type") != "text" for part in parts):
-            return parts
-        return between.join(part["text"] for part in parts)
-
-
-def _text(text: str) -> JSONObject:
-    return {"type": "text", "text": text}
-
-
-def _as_parts(content: str | list[JSONObject]) -> list[JSONObject]:
-    return [_text(content)] if isinstance(content, str) else content
-
-
-def _image(image: Image) -> JSONObject:
-    url = image.uri if image.data is None else f"data:{image.mime_type};base64,{image.data}"
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _beside(payload: JSONObject) -> JSONObject:
-    """Return the fields of a message that go back: of speech that was answered, the server wants only the id."""
-    fields = {key: payload[key] for key in ("extra_content",) if key in payload}
-    audio_id = as_str(as_dict(payload.get("audio")).get("id"))
-    return fields | ({"audio": {"id": audio_id}} if audio_id else {})
 
 
 def _tool_choice(choice: str) -> str | JSONObject:

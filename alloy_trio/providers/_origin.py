@@ -43,9 +43,9 @@ def current_epoch(messages: Iterable[Message]) -> int:
     return max((message.epoch for message in messages), default=0)
 
 
-def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
+class Portable:
     """
-    Return the conversation as `origin` may read it.
+    A conversation as an origin may read it, message by message.
 
     Messages that need no change are the same objects: all of that origin, those made by hand, with neither origin nor
     provider, and the user's, unless they answer a call whose id was rewritten. Foreign are those of another origin, and of
@@ -53,29 +53,48 @@ def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
     tools that the provider ran is left out; and no call has the id of one before it, as those of some servers have. Stale
     ones go without reasoning. Both go without `provider_state`, since no response can continue from them, and not at all if
     nothing remains.
+
+    Args:
+        origin: Who is to read it.
+        epoch: That of the whole conversation; answers of a lower one are stale.
     """
-    epoch = current_epoch(messages)
-    taken = collections.Counter[str]()
-    ids: dict[str, list[str]] = {}  # what the calls of an id are called now, of the last message that has such
-    out: list[Message] = []
-    for message in messages:
+
+    def __init__(self, origin: str, epoch: int) -> None:
+        self._origin = origin
+        self._epoch = epoch
+        self._taken = collections.Counter[str]()
+        self._ids: dict[
+            str, list[str]
+        ] = {}  # what the calls of an id are called now, of the last message that has such
+
+    def take(self, message: Message) -> Message | None:
+        """Return the next message; None if nothing of it remains."""
         if message.role == "user":
-            out.append(_with_content(message, [_answer(block, ids) for block in message.content]))
-            continue
-        foreign = message.origin != origin and (message.origin or message.provider) is not None
+            return _with_content(message, _answers(message, self._ids)) if self._ids else message
+        foreign = message.origin != self._origin and (message.origin or message.provider) is not None
         calls = [call.id for call in message.tool_uses]
-        renamed = [_unique_id(call, taken) for call in calls] if foreign else calls
-        taken.update(() if foreign else calls)
-        ids |= {call: [new for old, new in zip(calls, renamed, strict=True) if old == call] for call in calls}
-        stale = message.epoch < epoch
+        renamed = [_unique_id(call, self._taken) for call in calls] if foreign else calls
+        if not foreign:
+            for call in calls:
+                self._taken[call] += 1
+        self._ids = {}
+        if renamed != calls or len(set(calls)) < len(calls):
+            self._ids = {call: [new for old, new in zip(calls, renamed, strict=True) if old == call] for call in calls}
+        stale = message.epoch < self._epoch
         if not foreign and not stale:
-            out.append(message)
-            continue
+            return message
         blocks = [block for block in message.content if not (stale and isinstance(block, Thinking))]
-        if content := list(_portable(blocks, iter(renamed))) if foreign else blocks:
-            own = message if message.provider_state is None else attrs.evolve(message, provider_state=None)
-            out.append(_with_content(own, content))
-    return out
+        content = list(_portable(blocks, iter(renamed))) if foreign else blocks
+        if not content:
+            return None
+        own = message if message.provider_state is None else attrs.evolve(message, provider_state=None)
+        return _with_content(own, content)
+
+
+def for_origin(messages: Sequence[Message], origin: str) -> list[Message]:
+    """Return a whole conversation as `origin` may read it; see `Portable`."""
+    portable = Portable(origin, current_epoch(messages))
+    return [taken for message in messages if (taken := portable.take(message)) is not None]
 
 
 def portable_id(call_id: str) -> str:
@@ -117,11 +136,18 @@ def _portable(blocks: Iterable[Block], ids: Iterator[str]) -> Iterable[Block]:
                 yield block
 
 
-def _answer(block: Block, ids: Mapping[str, list[str]]) -> Block:
-    if not isinstance(block, ToolResult) or not (called := ids.get(block.tool_use_id)):
-        return block
-    new = called.pop(0) if len(called) > 1 else called[0]  # of calls with one id, the results come in their order
-    return block if new == block.tool_use_id else attrs.evolve(block, tool_use_id=new)
+def _answers(message: Message, ids: Mapping[str, list[str]]) -> list[Block]:
+    """Return a user's blocks with the results under the ids that the calls have now: of calls with one id, in their order."""
+    seen = collections.Counter[str]()
+    blocks: list[Block] = []
+    for block in message.content:
+        if isinstance(block, ToolResult) and (called := ids.get(block.tool_use_id)):
+            new = called[min(seen[block.tool_use_id], len(called) - 1)]
+            seen[block.tool_use_id] += 1
+            blocks.append(block if new == block.tool_use_id else attrs.evolve(block, tool_use_id=new))
+        else:
+            blocks.append(block)
+    return blocks
 
 
 def _with_content(message: Message, content: Sequence[Block]) -> Message:

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alloy_trio.tools")
 
 
+_ATOMS = frozenset({str, int, float, bool, type(None)})
+
+
 class EmitNumbered(Protocol):
     """Takes events, returns when they have been taken, and gives the sequence number of the first."""
 
@@ -242,7 +245,7 @@ class Batch:
         assert invocation.tool is not None
         try:
             # A copy: what a tool does to its arguments must not change the call in the history.
-            invocation.arguments = invocation.tool.parse(copy.deepcopy(invocation.use.input))
+            invocation.arguments = invocation.tool.parse(_copied(invocation.use.input))
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
             invocation.fail(error)
             invocation.log_refused()
@@ -385,6 +388,12 @@ class Batch:
             start_event_seq=start,
             content=invocation.result().content,
         )
+
+
+def _copied(arguments: JSONObject) -> JSONObject:
+    """Return a deep copy; a shallow one where that is one."""
+    is_flat = all(type(value) in _ATOMS for value in arguments.values())
+    return dict(arguments) if is_flat else copy.deepcopy(arguments)
 
 
 def _groups(invocations: list[Invocation]) -> Iterator[list[Invocation]]:
