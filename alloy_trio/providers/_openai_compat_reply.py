@@ -15,6 +15,7 @@ Which call a delta belongs to is what servers agree on least: see `_Reply._call_
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,6 +32,7 @@ from ._decoder import Decoder
 from ._json import as_dict, as_dicts, as_int, as_list, as_str, parse_arguments
 from ._json import decode as decode_json
 from ._json import encode as encode_json
+from ._openai_compat_plain import PlainAnswer, plain_answer, plain_text
 
 if TYPE_CHECKING:
     from .._usage import Usage
@@ -64,12 +66,17 @@ class _Prose:
 class _Call:
     """A call while it arrives."""
 
-    made_up: str  # its id, should the server give none
+    seed: tuple[object, ...]  # of its id, should the server give none
     id: str = ""
     name: str = ""
     pieces: list[str] = attrs.field(factory=list)
     extras: JSONObject = attrs.field(factory=dict)
     ended: bool = False
+
+    @functools.cached_property
+    def made_up(self) -> str:
+        """Its id, should the server give none."""
+        return _vendors.made_up_id(*self.seed)
 
     def begins_anew(self, call_id: str, name: str, piece: str) -> bool:
         """Whether a delta for this call is in truth the first of another, from a server that uses an index twice."""
@@ -110,6 +117,7 @@ class _Reply:
         self._parts: list[_Part] = []  # those that come in pieces, and blocks that came whole
         self._ended = 0  # how many of them
         self._calls: list[_Call] = []
+        self._is_calling = False  # in a whole answer
         self._by_index: dict[int | None, _Call] = {}
         self._by_id: dict[str, _Call] = {}
         self._reasoned = False  # in a field of its own, which the sealed lists repeat
@@ -143,6 +151,28 @@ class _Reply:
         self._native_word = as_str(choice.get("native_finish_reason")) or self._native_word
         self.word = as_str(choice.get("finish_reason")) or self.word
         return events + self.end() if self.word else events
+
+    def take_plain(self, answer: PlainAnswer) -> bool:
+        """Take a whole answer of the usual kind; returns whether it is one."""
+        choice, said = answer.choices[0], answer.choices[0].message
+        calls = said.tool_calls or []
+        if choice.finish_reason in _vendors.FAILURES or len({call.id for call in calls}) < len(calls):
+            return False
+        self._id, self._model, self.word = answer.id, answer.model, choice.finish_reason
+        self._usage = {key: value for key, value in (answer.usage or {}).items() if value is not None}
+        self._parts = [Text(said.content)] if said.content else []
+        self._parts += [
+            ToolUse(call.id, call.function.name, *parse_arguments(call.function.arguments)) for call in calls
+        ]
+        self._is_calling = bool(calls)
+        return True
+
+    def take_text(self, data: bytes) -> WireEvents | None:
+        """Take a chunk of a stream that has text and nothing else; returns None for any other."""
+        if not (self._id and self._model) or self.word or (text := plain_text(data)) is None:
+            return None
+        self.counts = False
+        return self._text(text)
 
     def end(self) -> WireEvents:
         """End what is open."""
@@ -182,7 +212,7 @@ class _Reply:
         # OpenRouter says "tool_calls" of a call that the cap has cut; the native word is the model's own.
         if StopReason.MAX_TOKENS in {known, _vendors.STOP_REASONS.get(self._native_word.lower())}:
             return StopReason.MAX_TOKENS, metadata
-        return StopReason.TOOL_USE if self._calls else known or StopReason.END_TURN, metadata
+        return StopReason.TOOL_USE if self._calls or self._is_calling else known or StopReason.END_TURN, metadata
 
     def _message(self, message: JSONObject, *, whole: bool) -> WireEvents:
         if isinstance(text := message.get("content"), str) and message.keys() <= _PLAIN:
@@ -274,7 +304,7 @@ class _Reply:
         if call is None:
             if not (call_id or name or piece):
                 return []
-            call = _Call(_vendors.made_up_id(self._id or os.urandom(8), len(self._calls)))
+            call = _Call((self._id or os.urandom(8), len(self._calls)))
             self._calls.append(call)
             events = self._open(call)
         self._by_index[index] = call
@@ -356,6 +386,8 @@ class ChatDecoder(Decoder):
             return self._reply.end()
         if self._done or not data.startswith(b"{"):  # anything else keeps the connection alive
             return []
+        if event.event is None and (events := self._reply.take_text(data)) is not None:
+            return events
         chunk = as_dict(decode_json(data))
         events = self._reply.take({"error": chunk, **chunk} if event.event == "error" else chunk)
         return [*events, *self._report(self._reply.usage())] if self._reply.counts else events
@@ -363,6 +395,8 @@ class ChatDecoder(Decoder):
 
 def decode(body: bytes, provider: HTTPProvider) -> Response:
     """Say what a whole answer means. Raises the error that it is, or `WireError` where it is no answer."""
+    if (plain := plain_answer(body)) is not None and (reply := _Reply(provider)).take_plain(plain):
+        return reply.response()
     answer = decode_json(body)
     answer = as_dict(answer[0] if isinstance(answer, list) and answer else answer)
     reply = _Reply(provider)
