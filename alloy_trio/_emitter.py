@@ -43,6 +43,19 @@ class Emitter:
         # Two tools that end at once must not overtake each other in an async callback; a channel keeps order by itself.
         self._order = trio.StrictFIFOLock()
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody would hear of an event."""
+        return self._on_event is not None or self._sink is not None or is_on()
+
+    def unheard(self, count: int) -> int | None:
+        """Number events that nobody would hear, so that they need not be made; None: somebody would."""
+        if self.is_heard:
+            return None
+        first = self._seq + 1
+        self._seq += count
+        return first
+
     async def emit(self, *events: Event) -> int:
         """Hand over `events` and return when all listeners have had them; gives the number of the first."""
         first, batch = self._number(events)
@@ -80,7 +93,7 @@ class Emitter:
     def _number(self, events: tuple[Event, ...]) -> tuple[int, tuple[Envelope, ...]]:
         first = self._seq + 1
         self._seq += len(events)
-        if not (events and (self._on_event or self._sink or is_on())):
+        if not events or not self.is_heard:
             return first, ()
         now = time.time()
         batch = tuple(

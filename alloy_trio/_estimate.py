@@ -132,37 +132,43 @@ def measure(message: Message, *, reasoning: bool = True) -> Size:
 
     `reasoning=False` leaves its reasoning out: that of an earlier epoch is not sent.
     """
-    size = _NOTHING
+    text = media = 0
     for block in message.content:
         if reasoning or not isinstance(block, Thinking):
-            size += measure_block(block)
-    return size + Size(_FRAME) if size else size
+            of_block = _measured(block)
+            text += of_block[0]
+            media += of_block[1]
+    return Size(text + _FRAME, media) if text or media else _NOTHING
 
 
 def measure_block(block: Block) -> Size:
     """Return the size of a block, as far as it is sent: text, arguments, results, what a provider wants back, media."""
+    return Size(*_measured(block))
+
+
+def _measured(block: Block) -> tuple[int, int]:
+    """Return bytes of text and tokens of media: every block of every answer is measured."""
     match block:
         case Text(text=text, annotations=annotations, provider_data=data):
-            return Size(text_bytes(text) + sum(map(_json, annotations)) + _optional(data))
-        case Thinking():
-            return Size(_reasoning(block))
+            return text_bytes(text) + sum(map(_json, annotations)) + _optional(data), 0
         case ToolUse() | ServerToolUse():
-            return _call(block)
+            return _call(block), 0
         case ToolResult(tool_use_id=call, content=content):
-            return sum(map(measure_block, content), Size(_CALL_FRAME + text_bytes(call)))
+            parts = [_measured(part) for part in content]
+            return sum([part[0] for part in parts], _CALL_FRAME + text_bytes(call)), sum([part[1] for part in parts])
+        case Thinking():
+            return _reasoning(block), 0
         case ServerToolResult(payload=payload) | Opaque(payload=payload):
-            return Size(_json(payload))
+            return _json(payload), 0
         case Image() | Audio() | Video() | Document():
             return _media(block)
 
 
-def _call(call: ToolUse | ServerToolUse) -> Size:
+def _call(call: ToolUse | ServerToolUse) -> int:
     """Measure a call. What the provider attached counts where it is the longer part: it may repeat the arguments."""
     invalid = call.invalid_input if isinstance(call, ToolUse) else None
     arguments = _json(call.input) if invalid is None else text_bytes(invalid)
-    return Size(
-        _CALL_FRAME + text_bytes(call.id) + text_bytes(call.name) + max(arguments, _optional(call.provider_data))
-    )
+    return _CALL_FRAME + text_bytes(call.id) + text_bytes(call.name) + max(arguments, _optional(call.provider_data))
 
 
 def _reasoning(block: Thinking) -> int:
@@ -171,7 +177,7 @@ def _reasoning(block: Thinking) -> int:
     return max(text_bytes(block.text), seal, _optional(block.provider_data))
 
 
-def _media(block: Media) -> Size:
+def _media(block: Media) -> tuple[int, int]:
     data = block.data
     if data is None and (block.uri or "").startswith("data:"):
         data = block.uri
@@ -181,14 +187,14 @@ def _media(block: Media) -> Size:
         and data is not None
         and (kind.startswith("text/") or kind.endswith(("json", "xml")))
     ):
-        return Size(_FRAME + _decoded(data))
+        return _FRAME + _decoded(data), 0
     tokens = _RATES[type(block)].tokens(data)
     if isinstance(block, Image) and data is not None and (pixels := _pixels(data)):
         tokens = max(_LEAST_IMAGE, min(pixels // _PIXELS_PER_TOKEN, _IMAGE))
     elif isinstance(block, Document) and data is not None:
         pages = len(_PAGE_OBJECT.findall(_decode(data, _COUNTED)))  # none where they are compressed
         tokens = max(tokens, _PAGE * min(pages, _MOST_COUNTED_PAGES))
-    return Size(0, tokens)
+    return 0, tokens
 
 
 def _decode(data: str, most: int) -> bytes:

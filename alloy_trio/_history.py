@@ -104,7 +104,7 @@ class History:
             self.epoch = message.epoch
             self._thought = Size()
         whole = measure(message)
-        if not _reasons(message):
+        if message.role == "user" or not _reasons(message):
             self._said += whole
             return
         said = measure(message, reasoning=False)

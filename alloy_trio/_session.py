@@ -11,6 +11,8 @@ from ._messages import Message
 from ._usage import Usage
 from ._util import JSONObject, new_id
 
+_set = object.__setattr__
+
 
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
@@ -52,10 +54,12 @@ class Session:
 
     def update(self, messages: Iterable[Message], usage: Usage, metadata: dict[str, Any] | None = None) -> None:
         """Replace messages and usage, add to the metadata, and set `updated_at` to now."""
-        self.messages = tuple(messages)
-        self.usage = usage
-        self.metadata.update(metadata or {})
-        self.updated_at = _now()
+        # Not by assignment, which converts what a user gives: runs do this at every turn.
+        _set(self, "messages", tuple(messages))
+        _set(self, "usage", usage)
+        if metadata:
+            self.metadata.update(metadata)
+        _set(self, "updated_at", _now())
 
     def to_json(self) -> str:
         """Write the session as JSON text; `from_json` gets it back without loss."""

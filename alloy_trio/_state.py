@@ -17,6 +17,7 @@ a reasoning item without its follower. So the history is valid for every provide
 
 from __future__ import annotations
 
+import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -173,9 +174,12 @@ class Run:
         """Let the session say what the run has done so far, unless calls wait for their results: then it is no valid history."""
         if self.batch is not None:
             return
-        state = {key: self.metadata[key] for key in ("provider_state",) if key in self.metadata}
-        self.session.prefix = self.prefix
-        self.session.update(self.history.messages, self.usage_of_session, state)
+        if self.session.prefix != self.prefix:
+            self.session.prefix = self.prefix
+        kept = self.metadata.get("provider_state")
+        self.session.update(
+            self.history.messages, self.usage_of_session, None if kept is None else {"provider_state": kept}
+        )
 
     @property
     def usage_of_session(self) -> Usage:
@@ -271,7 +275,7 @@ class Run:
             usage=self.account.usage,
             cost_cents=self.cost_cents,
             overrun_cents=max((budget.overrun for budget in around().budgets), default=Decimal(0)) * 100,
-            tool_calls=tuple(record for batch in self.batches for record in batch.records()),
+            tool_calls=tuple(itertools.chain.from_iterable(batch.records for batch in self.batches)),
             status=status,
             turns=self.turns,
             error=error,

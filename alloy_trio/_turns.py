@@ -113,7 +113,7 @@ def _answered_by_tool(run: Run, batch: Batch) -> bool:
     """Whether the calls have given the run's typed answer."""
     if run.config.output_type is None or run.config.output_type.native:
         return False
-    for record in batch.records():
+    for record in batch.records:
         if record.name == ANSWER_TOOL and record.outcome == "ok":
             run.output = record.data
             return True
@@ -216,7 +216,7 @@ async def _ask(run: Run) -> _Answer | None:
         return None
     content = response.message.content
     late: Sequence[ContentEvent] = ()
-    if not recorder.has_any:  # it came in one piece
+    if not recorder.has_any and emitter.is_heard:  # it came in one piece
         late = as_events(content) if run.streaming else [BlockEnd(block) for block in content]
     return response, late, capped
 
@@ -224,7 +224,7 @@ async def _ask(run: Run) -> _Answer | None:
 def _take(response: Response, run: Run, settings: ToolSettings, *, capped: bool) -> tuple[Response, Batch | None]:
     """Put an answer into the run, in one step with the batch of its calls. Returns both: the answer as it stands there."""
     calls = response.message.tool_uses
-    batch = Batch(calls, settings, run.emitter.emit, run.turns + 1) if calls else None
+    batch = Batch(calls, settings, run.emitter, run.turns + 1) if calls else None
     run.recorder = None
     run.turns += 1
     run.stop_reason = str(response.stop_reason)

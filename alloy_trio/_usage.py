@@ -27,7 +27,16 @@ class Usage:
     @property
     def is_possible(self) -> bool:
         """Whether all of it are whole numbers that are not below 0."""
-        return all(type(number) is int and number >= 0 for number in attrs.astuple(self)[:-1])
+        numbers = (
+            self.input_tokens,
+            self.output_tokens,
+            self.cache_creation_input_tokens,
+            self.cache_creation_1h_input_tokens,
+            self.cache_read_input_tokens,
+            self.reasoning_tokens,
+            self.server_tool_calls,
+        )
+        return set(map(type, numbers)) == {int} and min(numbers) >= 0
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

@@ -460,6 +460,9 @@ class Told:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
+    def unheard(self, _: int) -> None:
+        """Hear all of them."""
+
     async def emit(self, *events: Event) -> int:
         await trio.lowlevel.checkpoint()
         self.events += events
@@ -485,7 +488,7 @@ def batch_of(*calls: ToolUse, tools: list[Tool]) -> tuple[Batch, Told]:
         deps=None,
         correlation_id="r",
     )
-    return Batch(calls, settings, told.emit), told
+    return Batch(calls, settings, told), told
 
 
 def use(id_: str, **more: Any) -> ToolUse:
@@ -538,7 +541,7 @@ async def test_exe_15_records_of_blocked_and_edited_calls() -> None:
     batch, told = batch_of(*[use(each) for each in "abcde"], tools=[step])
     await batch.admit(judge)
     await batch.run()
-    records = batch.records()
+    records = batch.records
     assert [(r.id, r.name, r.outcome) for r in records] == [
         *(("a", "step", "ok"), ("b", "step", "blocked"), ("c", "step", "ok")),
         *(("d", "step", "error"), ("e", "step", "ok")),
@@ -607,7 +610,7 @@ async def test_a_gate_that_raises_leaves_a_batch_that_can_be_refused() -> None:
         ("a", "not run", "error"),
     ]
     assert (log, told.events, batch.cut_ends(), batch.succeeded) == ([], [], [], frozenset())
-    assert [(r.start_event_seq, r.end_event_seq, r.duration) for r in batch.records()] == [(None, None, 0.0)] * 3
+    assert [(r.start_event_seq, r.end_event_seq, r.duration) for r in batch.records] == [(None, None, 0.0)] * 3
 
 
 async def test_a_batch_that_is_cut_behind_its_gate() -> None:
@@ -616,7 +619,7 @@ async def test_a_batch_that_is_cut_behind_its_gate() -> None:
     await batch.admit(judge)
     batch.cut("timed_out")
     assert [r.outcome for r in batch.results()] == ["timed_out", "blocked", "timed_out"]
-    assert [r.input["name"] for r in batch.records()] == ["a", "b", "C"]
+    assert [r.input["name"] for r in batch.records] == ["a", "b", "C"]
 
 
 async def test_an_edited_call_is_parsed_anew_and_not_with_what_was_parsed_before() -> None:
@@ -636,7 +639,7 @@ async def test_an_edited_call_is_parsed_anew_and_not_with_what_was_parsed_before
     await batch.admit(fewer)
     await batch.run()
     assert seen == [(2, [])]
-    assert batch.records()[0].input == {"n": "2"}
+    assert batch.records[0].input == {"n": "2"}
 
 
 def test_errors_are_ours() -> None:

@@ -76,9 +76,12 @@ class Request:
     )  # of all of it, where it is known without a look
 
 
+_STOP_REASONS = frozenset(StopReason)
+
+
 def _stop_reason(word: str) -> Any:
     """Take a plain string for the member it equals; what is none is refused by whoever reads it."""
-    return StopReason(word) if word in set(StopReason) else word
+    return word if type(word) is StopReason or word not in _STOP_REASONS else StopReason(word)
 
 
 @attrs.frozen(kw_only=True)

@@ -59,6 +59,7 @@ MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 _PATIENCE = 5.0  # seconds for bytes that we can do without, the text of an error
 _SECRET = 4  # characters; a shorter key is a placeholder, and may stand in any text
 _TELLING = 8  # characters of a key by which a part of it is known again
+_MOST_HEADS = 16  # that a provider keeps: a wire has few
 _NOT_HERE = {404, 405}  # what a wrong path gives
 
 _HEADERS = {
@@ -224,11 +225,21 @@ class HTTPProvider(abc.ABC):
             headers[name.lower()] = value
         return headers
 
+    @functools.cached_property
+    def _heads(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], bytes]:
+        """What stands ahead of a request's length, by its path and its own headers."""
+        return {}
+
     def _head(self, call: Call, address: _Address) -> bytes:
-        headers = {"host": address.shown, **address.authorization, **self._fields(call)}
-        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        target = quote(address.path + call.path, safe=_TARGET)
-        return f"POST {target} HTTP/1.1\r\n{fields}content-length: {sum(map(len, call.parts))}\r\n\r\n".encode("ascii")
+        key = (call.path, tuple(call.headers.items()))
+        if (head := self._heads.get(key)) is None:
+            headers = {"host": address.shown, **address.authorization, **self._fields(call)}
+            fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+            target = quote(address.path + call.path, safe=_TARGET)
+            head = f"POST {target} HTTP/1.1\r\n{fields}content-length: ".encode("ascii")
+            if len(self._heads) < _MOST_HEADS:
+                self._heads[key] = head
+        return b"%s%d\r\n\r\n" % (head, sum(map(len, call.parts)))
 
     def _failed(self, failure: ExchangeError) -> Exception:
         """Say what has failed in the words of a provider."""
@@ -276,9 +287,10 @@ class HTTPProvider(abc.ABC):
         head = b""
         while not head and (chunk := await body.read()):
             head = chunk.lstrip(_BLANK)  # blank lines ahead of the answer keep the connection alive
-        streams = _is_stream(head) if head else emit is not None
+        streams = (head[:1] != b"{" and _is_stream(head)) if head else emit is not None
         if not streams:
-            response = self.decode(head + await _read_all(body, MAX_BODY - len(head)))
+            rest = b"" if body.is_complete else await _read_all(body, MAX_BODY - len(head))
+            response = self.decode(head + rest if rest else head)
             if emit is not None:
                 await emit(*as_events(response.message.content))
             return response

@@ -14,6 +14,7 @@ outside is `cancelled`. A tool that swallows a cancel does not end it: the execu
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -50,11 +51,15 @@ logger = logging.getLogger("alloy_trio.tools")
 _ATOMS = frozenset({str, int, float, bool, type(None)})
 
 
-class EmitNumbered(Protocol):
-    """Takes events, returns when they have been taken, and gives the sequence number of the first."""
+class Emits(Protocol):
+    """Who is told of what happens."""
 
-    async def __call__(self, *events: Event) -> int:
-        """Hand over `events`."""
+    def unheard(self, count: int) -> int | None:
+        """Number events that nobody would hear, so that they need not be made; None: somebody would."""
+        ...
+
+    async def emit(self, *events: Event) -> int:
+        """Hand over `events`, return when they have been taken, and give the sequence number of the first."""
         ...
 
 
@@ -93,9 +98,9 @@ class ToolSettings:
 class Batch:
     """The calls of one answer. Run it once; its results are there at any time after."""
 
-    def __init__(self, calls: Sequence[ToolUse], settings: ToolSettings, emit: EmitNumbered, turn: int = 1) -> None:
+    def __init__(self, calls: Sequence[ToolUse], settings: ToolSettings, emitter: Emits, turn: int = 1) -> None:
         self._settings = settings
-        self._emit = emit
+        self._emitter = emitter
         self._turn = turn
         self._invocations = [self._prepare(use) for use in calls]
 
@@ -123,7 +128,9 @@ class Batch:
     async def run(self) -> None:
         """Run all calls. Raises nothing of what a tool raises, except what is no `Exception`."""
         for group in _groups(self._invocations):
-            first = await self._emit(*(ToolStart(i.use.id, i.use.name, i.use.input) for i in group))
+            first = self._emitter.unheard(len(group))
+            if first is None:
+                first = await self._emitter.emit(*(ToolStart(i.use.id, i.use.name, i.use.input) for i in group))
             for seq, invocation in enumerate(group, first):
                 invocation.start_seq = seq
             if len(group) == 1:
@@ -196,6 +203,7 @@ class Batch:
         """Note the numbers that the events of `cut_ends` got, the first of them."""
         for seq, invocation in enumerate(self._unannounced(), first):
             invocation.end_seq = seq
+        self.__dict__.pop("records", None)  # they have the numbers
 
     def results(self) -> tuple[ToolResult, ...]:
         """One result per call, in call order. Only after `run`, `refuse` or `cut`."""
@@ -206,8 +214,9 @@ class Batch:
         """The names of the tools that had a call that ended `ok`."""
         return frozenset(invocation.use.name for invocation in self._invocations if invocation.outcome == "ok")
 
+    @functools.cached_property
     def records(self) -> list[ToolCall]:
-        """The records of all calls, in call order. When `results` may be asked for."""
+        """The records of all calls, in call order. Only once it is over, and its ends are numbered."""
         return [
             ToolCall(
                 id=i.use.id,
@@ -262,10 +271,11 @@ class Batch:
         tool = invocation.tool
         if invocation.outcome is None and tool is not None:
             timeout = self._settings.timeout if tool.timeout is None else tool.timeout
+            now = trio.current_time()
             try:
-                with trio.CancelScope(deadline=trio.current_time() + timeout) as scope:
+                with trio.CancelScope(deadline=now + timeout) as scope:
                     invocation.scope = scope
-                    await self._call(tool, invocation)
+                    await self._call(tool, invocation, now)
                 if scope.cancelled_caught and invocation.stopped is not None:
                     invocation.end_stopped()
                 elif scope.cancelled_caught:
@@ -278,14 +288,16 @@ class Batch:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._settings.on_result is not None:
             await self._settings.on_result(invocation.result())
-        invocation.end_seq = await self._emit(self._end_event(invocation))
+        invocation.end_seq = self._emitter.unheard(1)
+        if invocation.end_seq is None:
+            invocation.end_seq = await self._emitter.emit(self._end_event(invocation))
 
-    async def _call(self, tool: Tool, invocation: Invocation) -> None:
+    async def _call(self, tool: Tool, invocation: Invocation, now: float) -> None:
         ctx = self._context(invocation.use)
         if not tool.is_async and not tool.inline:
             await self._call_in_thread(tool, invocation, ctx)
             return
-        invocation.start()
+        invocation.started = now
         value = tool.execute(invocation.arguments, ctx)
         if inspect.isawaitable(value):
             value = await value
@@ -358,7 +370,7 @@ class Batch:
 
     def _context(self, use: ToolUse) -> ToolContext[Any]:
         async def emit(event: Custom) -> None:
-            await self._emit(event)
+            await self._emitter.emit(event)
 
         return ToolContext(
             working_directory=self._settings.working_directory,

@@ -35,6 +35,7 @@ class Invocation:
     exception: Exception | None = None
     scope: trio.CancelScope | None = None  # while the gate is asked about it, or it runs
     stopped: str | None = None  # why it was ended alone, in words for the model
+    _result: ToolResult | None = attrs.field(init=False, default=None)
     ended: trio.Event = attrs.field(factory=trio.Event)  # nothing of it runs any more
 
     @property
@@ -89,6 +90,11 @@ class Invocation:
 
     def result(self) -> ToolResult:
         """Return what the model gets to see. Only once it has ended."""
+        if self._result is None:
+            self._result = self._make_result()
+        return self._result
+
+    def _make_result(self) -> ToolResult:
         content = self.output.content
         limit = None if self.tool is None else self.tool.max_result_chars
         if limit is not None:

@@ -7,6 +7,7 @@ takes the validated object. Both are frozen data, checked when they are made; ru
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class Tool:
             except ToolError as error:
                 raise InvalidOption(f"tool {self.name!r}: an input example does not fit: {error}") from error
 
-    @property
+    @functools.cached_property
     def is_async(self) -> bool:
         """Whether `execute` is an async function."""
         return inspect.iscoroutinefunction(unwrapped(self.execute))
