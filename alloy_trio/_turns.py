@@ -65,9 +65,7 @@ async def take_turns(run: Run, story: Story) -> Status:
     while run.turns < config.max_turns:
         run.emitter.turn = run.turns + 1
         story.turn_begins()
-        await run.emitter.emit(TurnStart())
-        await run.hooks.fire("before_completion", run.view)
-        await run.listen()
+        await _begin_turn(run)
         answer = await _answer(run)
         if answer is None:
             run.cut("cancelled")
@@ -76,7 +74,8 @@ async def take_turns(run: Run, story: Story) -> Status:
         response, late, capped = answer
         response, batch = _take(response, run, settings, capped=capped)
         story.answered(response)
-        await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
+        if run.emitter.unheard(1) is None:
+            await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
         if capped:
             run.metadata["budget_exceeded"] = "the answer was cut at the cap that the budget allowed"
             return "budget_exceeded"
@@ -93,6 +92,14 @@ async def take_turns(run: Run, story: Story) -> Status:
                 run.history.append(Message.user(remark))
         run.commit()
     return "max_turns"
+
+
+async def _begin_turn(run: Run) -> None:
+    if run.emitter.unheard(1) is None:
+        await run.emitter.emit(TurnStart())
+    if run.hooks.has("before_completion"):
+        await run.hooks.fire("before_completion", run.view)
+    await run.listen()
 
 
 def _remark(run: Run, *, done: bool) -> str | None:
@@ -147,7 +154,8 @@ async def _run_tools(run: Run, batch: Batch) -> None:
     run.controls.stop_calls()
     try:
         await run.save()
-        await run.hooks.fire("after_tool_request", run.view)
+        if run.hooks.has("after_tool_request"):
+            await run.hooks.fire("after_tool_request", run.view)
         if run.hooks.has("before_tool_call"):
             await batch.admit(lambda call: _judge(run, call))
     except Exception as error:
@@ -157,7 +165,8 @@ async def _run_tools(run: Run, batch: Batch) -> None:
     await batch.run()
     run.close_batch()
     run.commit()
-    await run.hooks.fire("after_tool_execution", run.view)
+    if run.hooks.has("after_tool_execution"):
+        await run.hooks.fire("after_tool_execution", run.view)
 
 
 async def _judge(run: Run, call: ToolUse) -> Verdict:
@@ -214,9 +223,9 @@ async def _ask(run: Run) -> _Answer | None:
         response, capped = exhausted.response, True
     if response is None:
         return None
-    content = response.message.content
     late: Sequence[ContentEvent] = ()
     if not recorder.has_any and emitter.is_heard:  # it came in one piece
+        content = response.message.content
         late = as_events(content) if run.streaming else [BlockEnd(block) for block in content]
     return response, late, capped
 

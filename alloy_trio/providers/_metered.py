@@ -73,6 +73,7 @@ class Metered:
         self.limit = math.inf if info is None or info.max_output_tokens is None else info.max_output_tokens
         self._billed: Callable[[Response], Usage] = getattr(provider, "billed", _reported)
         self._streaming = streaming
+        self._continues = bool(getattr(provider, "previous_response_id", None))
 
     def check(self) -> None:
         """
@@ -137,8 +138,7 @@ class Metered:
 
     def _is_measure(self, request: Request, usage: Usage) -> bool:
         """Whether the prompt that is reported is the one that was sent: not what the provider has found, or kept, besides."""
-        continued = request.provider_state or getattr(self.provider, "previous_response_id", None)
-        return not usage.server_tool_calls and not continued
+        return not (usage.server_tool_calls or request.provider_state or self._continues)
 
     async def _reserve(self, request: Request, size: Size) -> tuple[_Attempt, Request]:
         """Set aside what the request may cost, and return it with the cap that this allows."""
@@ -198,9 +198,9 @@ class Metered:
     def _check(self, response: object) -> Response:
         """Trust no provider of the user's own: what it returns is looked at before anybody uses it."""
         match response:
-            case Response(
-                message=Message(role="assistant"), stop_reason=StopReason(), usage=Usage() as usage, metadata=Mapping()
-            ) if usage.is_possible:
+            case Response(message=Message(role="assistant"), stop_reason=StopReason(), usage=Usage() as usage) if (
+                usage.is_possible and isinstance(response.metadata, dict | Mapping)
+            ):
                 return response
             case Response(usage=Usage() as usage) if not usage.is_possible:
                 problem = f"reported {usage}, and tokens are whole numbers from 0"

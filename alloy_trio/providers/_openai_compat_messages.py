@@ -52,9 +52,13 @@ class ChatTranscript(Transcript):
 
     def _user(self, message: Message, before: list[JSONObject]) -> list[JSONObject]:
         """Return a user's message: its tool results first, as messages of their own, then what else it says."""
-        out = [self._result(block) for block in message.content if isinstance(block, ToolResult)]
-        rest = [block for block in message.content if not isinstance(block, ToolResult)]
-        parts = [part for block in rest for part in self._parts(block, media=True)]
+        out: list[JSONObject] = []
+        parts: list[JSONObject] = []
+        for block in message.content:
+            if isinstance(block, ToolResult):
+                out.append(self._result(block))
+            else:
+                parts += self._parts(block, media=True)
         if not parts:
             return out
         last = (out or before or [{}])[-1]
@@ -66,11 +70,15 @@ class ChatTranscript(Transcript):
         return [*out, {"role": "user", "content": self._content(parts)}]
 
     def _result(self, result: ToolResult) -> JSONObject:
-        parts = [part for block in result.content for part in self._parts(block, media=self._quirks.tool_media)]
         out: JSONObject = {"role": "tool", "tool_call_id": self._call_id(result.tool_use_id)}
         if self._quirks.tool_result_name and result.tool_use_id in self._names:
             out["name"] = self._names[result.tool_use_id]
-        out["content"] = self._content(parts or [_text(_EMPTY)])
+        match result.content:
+            case (Text(text=text),) if text and not text.isspace() and not self._quirks.content_parts:
+                out["content"] = text  # nearly all of them
+            case blocks:
+                parts = [part for block in blocks for part in self._parts(block, media=self._quirks.tool_media)]
+                out["content"] = self._content(parts or [_text(_EMPTY)])
         return out
 
     def _assistant(self, message: Message) -> list[JSONObject]:
@@ -113,9 +121,12 @@ class ChatTranscript(Transcript):
             fields[field] = fields.get(field, "") + block.text
 
     def _call(self, call: ToolUse) -> JSONObject:
-        extras = {key: value for key, value in (call.provider_data or {}).items() if key in _vendors.CALL_EXTRAS}
         out: JSONObject = {"id": self._call_id(call.id), "type": "function"}
-        if (call.provider_data or {}).get("type") == "custom":
+        if call.provider_data is None:
+            arguments = encode_json(sent_arguments(call)).decode()
+            return {**out, "function": {"name": call.name, "arguments": arguments}}
+        extras = {key: value for key, value in call.provider_data.items() if key in _vendors.CALL_EXTRAS}
+        if call.provider_data.get("type") == "custom":
             custom = {"name": call.name, "input": as_str(call.input.get("input"))}
             return {**out, "type": "custom", "custom": custom, **extras}
         function = {"name": call.name, "arguments": encode_json(sent_arguments(call)).decode()}

@@ -16,7 +16,6 @@ its last message, a user's, to which something may be added until it is answered
 from __future__ import annotations
 
 import abc
-import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ._json import encode
@@ -36,6 +35,7 @@ class _Before(NamedTuple):
     message: Message | None
     done: bytes
     open: list[JSONObject]
+    written: bytes | None
 
 
 class Transcript(abc.ABC):
@@ -66,8 +66,9 @@ class Transcript(abc.ABC):
         self._portable = Portable(self._origin, self._epoch)
         self._count = 0
         self._last: Message | None = None
-        self._before = _Before(None, b"", [])
+        self._before = _Before(None, b"", [], None)
         self._done = b""
+        self._written: bytes | None = None  # what is open, if that was needed already
         self.open: list[JSONObject] = []
 
     def update(self, messages: Sequence[Message]) -> None:
@@ -94,9 +95,16 @@ class Transcript(abc.ABC):
             last: What to write in place of `open`.
         """
         start = b'%s,"%s":[' % (fields[:-1], field.encode())
-        written = [_inner(first), self._done, _inner(self.open if last is None else last)]
-        between = itertools.chain.from_iterable((b",", part) for part in written if part)
-        return (start, *itertools.islice(between, 1, None), b"]}")
+        parts = [start]
+        for part in (_inner(first), self._done, self._write_open() if last is None else _inner(last)):
+            if part:
+                parts += (part,) if len(parts) == 1 else (b",", part)
+        return (*parts, b"]}")
+
+    def _write_open(self) -> bytes:
+        if self._written is None:
+            self._written = _inner(self.open)
+        return self._written
 
     def fields(self, key: tuple[object, ...], make: Callable[[], JSONObject]) -> bytes:
         """Return the other fields, as JSON: those of the last time, if they follow from the same things."""
@@ -113,17 +121,19 @@ class Transcript(abc.ABC):
         before = self._before
         if self._last is None or self._last.role != "user" or (count > 1 and messages[count - 2] is not before.message):
             return False
-        self._count, self._last, self._done, self.open = count - 1, before.message, before.done, before.open
+        self._count, self._last = count - 1, before.message
+        self._done, self.open, self._written = before.done, before.open, before.written
         return True
 
     def _take(self, message: Message) -> None:
-        self._before = _Before(self._last, self._done, self.open)
+        self._before = _Before(self._last, self._done, self.open, self._written)
         self._count, self._last = self._count + 1, message
         taken = self._portable.take(message)
         before = list(self.open)
         if taken is not None and (items := self._items(taken, before)):
-            self._done = b",".join(filter(None, (self._done, _inner(before))))
-            self.open = items
+            written = self._write_open() if len(before) == len(self.open) else _inner(before)
+            self._done = b"%s,%s" % (self._done, written) if self._done and written else self._done or written
+            self.open, self._written = items, None
 
 
 def _inner(items: Sequence[JSONObject]) -> bytes:

@@ -136,11 +136,11 @@ class Batch:
             if len(group) == 1:
                 await self._run_one(group[0])
                 continue
+            # Trio runs tasks that start together in any order. So each takes the next call as it begins: that is the model's order.
+            waiting = iter(group)
             async with trio.open_nursery() as nursery:
-                for invocation in group:
-                    nursery.start_soon(self._run_one, invocation)
-                    # Trio runs the tasks of one step in any order: one step each keeps the model's.
-                    await trio.lowlevel.checkpoint()
+                for _ in group:
+                    nursery.start_soon(self._run_next, waiting)
 
     async def stop(self, use_id: str, reason: str) -> bool:
         """
@@ -258,6 +258,9 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
             invocation.fail(error)
             invocation.log_refused()
+
+    async def _run_next(self, waiting: Iterator[Invocation]) -> None:
+        await self._run_one(next(waiting))
 
     async def _run_one(self, invocation: Invocation) -> None:
         told = self._tell_start(invocation)
