@@ -149,19 +149,29 @@ def measure_block(block: Block) -> Size:
 def _measured(block: Block) -> tuple[int, int]:
     """Return bytes of text and tokens of media: every block of every answer is measured."""
     match block:
-        case Text(text=text, annotations=annotations, provider_data=data):
-            return text_bytes(text) + sum(map(_json, annotations)) + _optional(data), 0
+        case Text():
+            return _text(block), 0
         case ToolUse() | ServerToolUse():
             return _call(block), 0
         case ToolResult(tool_use_id=call, content=content):
-            parts = [_measured(part) for part in content]
-            return sum([part[0] for part in parts], _CALL_FRAME + text_bytes(call)), sum([part[1] for part in parts])
+            text, media = _CALL_FRAME + text_bytes(call), 0
+            for part in content:
+                of_part = (_text(part), 0) if type(part) is Text else _measured(part)
+                text, media = text + of_part[0], media + of_part[1]
+            return text, media
         case Thinking():
             return _reasoning(block), 0
         case ServerToolResult(payload=payload) | Opaque(payload=payload):
             return _json(payload), 0
         case Image() | Audio() | Video() | Document():
             return _media(block)
+
+
+def _text(block: Text) -> int:
+    size = text_bytes(block.text)
+    if block.annotations or block.provider_data:
+        size += sum(map(_json, block.annotations)) + _optional(block.provider_data)
+    return size
 
 
 def _call(call: ToolUse | ServerToolUse) -> int:

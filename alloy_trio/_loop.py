@@ -228,9 +228,11 @@ async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadli
     run.outcome = run.result(end.status, end.error)
     try:
         await _settle(run, end, deadline)
-        if end.status != "cancelled":
-            with trio.move_on_after(run.config.cancel_grace if end.status == "timed_out" else math.inf):
+        if end.status == "timed_out":
+            with trio.move_on_after(run.config.cancel_grace):
                 await _tell_end(run, end, batch, run.emitter.emit_last)
+        elif end.status != "cancelled":
+            await _tell_end(run, end, batch, run.emitter.emit_last)
     finally:
         if not run.emitter.has_ended:
             _tell_end_nowait(run, end, batch)

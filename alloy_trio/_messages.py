@@ -210,6 +210,8 @@ ResultBlock: TypeAlias = Text | Image | Audio | Video | Document | Opaque
 def _blocks(content: Any) -> Any:
     if isinstance(content, str):
         return (Text(content),)
+    if type(content) is tuple and _EXACT_BLOCKS.issuperset(map(type, content)):
+        return content
     if isinstance(content, BLOCK_TYPES):
         return (content,)
     blocks = tuple(Text(block) if isinstance(block, str) else block for block in content)
@@ -265,6 +267,7 @@ Block: TypeAlias = (
 )
 
 BLOCK_TYPES: tuple[type[Block], ...] = get_args(Block)
+_EXACT_BLOCKS = frozenset(BLOCK_TYPES)
 
 
 @attrs.frozen

@@ -37,7 +37,7 @@ from ._middleware import Hooks, RunState
 from ._result import Result, Status
 from ._session import Session
 from ._telemetry import CompactionDone
-from ._usage import Usage
+from ._usage import NO_USAGE, Usage
 from .providers._base import Request, StopReason, terms_of
 from .providers._metered import Metered
 from .providers._retry import Streaming
@@ -106,6 +106,8 @@ class Run:
     batches: list[Batch] = attrs.field(factory=list)  # those that are over
     outcome: Result | None = None  # once it is settled how the run ended, if only the last events are not taken yet
     view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
+    _usage_of: Usage | None = attrs.field(init=False, default=None)  # what the sum was made of
+    _usage_sum: Usage = attrs.field(init=False, default=NO_USAGE)
     _of_answer: tuple[str, ...] = ()  # keys of the metadata that are the last answer's
     began_from: tuple[Message, ...] = attrs.field(
         init=False, default=attrs.Factory(lambda self: self.session.messages, takes_self=True)
@@ -184,7 +186,9 @@ class Run:
     @property
     def usage_of_session(self) -> Usage:
         """Tokens of all runs of the session, up to now."""
-        return self._usage_before + self.account.usage
+        if self._usage_of is not self.account.usage:
+            self._usage_of, self._usage_sum = self.account.usage, self._usage_before + self.account.usage
+        return self._usage_sum
 
     async def save(self) -> None:
         """Have the run written down, as far as it has got. Raises StoreError if that fails."""

@@ -9,7 +9,7 @@ import trio
 from ._errors import Halted, ProviderError, RunTimeout
 from ._instruments import is_on, tell
 from ._telemetry import RunFailed, RunStarted, RunStopped, TurnFailed, TurnStarted, TurnStopped
-from ._usage import Usage
+from ._usage import NO_USAGE
 
 if TYPE_CHECKING:
     from ._result import Status
@@ -32,7 +32,7 @@ class Story:
         self._began = trio.current_time()
         self._turn_began: float | None = None
         self._turn = 0
-        self._usage = Usage()  # of the turn
+        self._usage = NO_USAGE  # of the turn
         self._stop_reason: str | None = None
         if is_on():
             tell(RunStarted(**self._ids(), provider=run.origin[0], model=run.origin[1], streaming=streaming))
@@ -41,7 +41,7 @@ class Story:
         """A turn begins, and with that the one before it is over."""
         self._end_turn("running")
         self._turn_began, self._turn = trio.current_time(), self._run.emitter.turn
-        self._usage, self._stop_reason = Usage(), None
+        self._usage, self._stop_reason = NO_USAGE, None
         if is_on():
             tell(TurnStarted(**self._ids(), turn=self._turn))
 

@@ -49,3 +49,7 @@ class Usage:
             self.server_tool_calls + other.server_tool_calls,
             self.estimated or other.estimated,
         )
+
+
+NO_USAGE = Usage()
+"""Nothing: what is not counted yet."""

@@ -95,6 +95,7 @@ FLOORS = {
     "providers._openai": 3,
     "providers._openai_compat": 3,
     "providers._openai_compat_messages": 3,
+    "providers._openai_compat_parts": 3,
     "providers._openai_compat_plain": 3,
     "providers._openai_items": 3,
     "providers._openai_compat_reply": 3,

@@ -21,6 +21,7 @@ from ._exchange import Broken
 MAX_HEAD: Final = 128 * 1024  # bytes of a head, of a trailer, or between two pieces of a body
 
 _EARLY, _SWITCHING, _FINAL = 100, 101, 200
+_LENGTH, _CODING = len("content-length"), len("transfer-encoding")
 _BODILESS = {204, 304}
 _VERSIONS = {"1.1", "1.0"}
 
@@ -128,13 +129,12 @@ class ResponseParser:
             raise Broken(f"the answer is none of HTTP/1.1: HTTP/{self._parser.get_http_version()} {status}")
         has_length = False
         for name, value in self.headers:
-            match name.lower():
-                case b"content-length":
-                    has_length = True
-                case b"transfer-encoding":
-                    if has_length or value.lower() != b"chunked":
-                        raise Broken(f"the answer has the transfer coding {value!r:.50}, and was asked for none")
-                    has_length = True
+            if len(name) == _LENGTH and name.lower() == b"content-length":
+                has_length = True
+            elif len(name) == _CODING and name.lower() == b"transfer-encoding":
+                if has_length or value.lower() != b"chunked":
+                    raise Broken(f"the answer has the transfer coding {value!r:.50}, and was asked for none")
+                has_length = True
         self.status = status
         self._ends_with_connection = not has_length and status not in _BODILESS
         self.is_reusable = not self._headless and not self._ends_with_connection and self._parser.should_keep_alive()

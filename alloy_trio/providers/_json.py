@@ -101,7 +101,7 @@ def parse_arguments(raw: Any) -> tuple[JSONObject, str | None]:
         if not value.strip():
             return {}, None
         try:
-            value = _loads(without_surrogates(value).encode())
+            value = _loads(_utf8(value))
         except (msgspec.DecodeError, RecursionError):
             break
         if value is None or isinstance(value, dict):
@@ -109,6 +109,14 @@ def parse_arguments(raw: Any) -> tuple[JSONObject, str | None]:
         if not isinstance(value, str):
             break
     return {}, raw
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        mended: str = without_surrogates(text)
+        return mended.encode()
 
 
 def _loads(data: bytes) -> Any:

@@ -31,7 +31,7 @@ from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta, UsageU
 from .._messages import Text, Thinking, ToolUse
 from .._price import Price, per_token, prompt_tokens
 from .._reservation import Ask, Reservation
-from .._usage import Usage
+from .._usage import NO_USAGE, Usage
 from ._base import Terms
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Meter:
     reservation: Reservation
     limited: bool
     _cap: int = attrs.field(init=False, default=attrs.Factory(lambda self: self.reservation.tokens, takes_self=True))
-    _reported: Usage = attrs.field(init=False, factory=Usage)
+    _reported: Usage = attrs.field(init=False, default=NO_USAGE)
     _bytes: int = attrs.field(init=False, default=0)  # that came since
     _deltas: int = attrs.field(init=False, default=0)  # that came since
     _open: set[str] = attrs.field(init=False, factory=set)  # blocks of which deltas have come, but not the end
@@ -84,14 +84,14 @@ class Meter:
 
     def usage(self, response: Response | None, error: Exception | None) -> Usage:
         """Return what the attempt has used: as reported, else as far as one can tell."""
-        if response is not None and response.usage != Usage():
+        if response is not None and response.usage != NO_USAGE:
             if response.usage.output_tokens or not (self._bytes or response.message.content):
                 return response.usage
             said = self._settled_tokens(response, goes_on=False)  # it has told of the prompt alone
             return attrs.evolve(response.usage, output_tokens=said, estimated=True)
-        begun = bool(response or self._bytes or self._reported != Usage())
+        begun = bool(response or self._bytes or self._reported != NO_USAGE)
         if not begun and _refused(error):
-            return Usage()
+            return NO_USAGE
         goes_on = self.limited and self.terms.runs_on and response is None and _left_alone(error)
         prompt = math.ceil(self.prompt * self.estimator.margin) if goes_on else self.prompt
         known = self._reported if prompt_tokens(self._reported) else Usage(input_tokens=prompt)
@@ -100,7 +100,7 @@ class Meter:
     def cost(self, usage: Usage) -> tuple[Decimal, bool]:
         """Return what that usage costs, in dollars, as far as it is known; and whether that is all of it."""
         if self.price is None:
-            return Decimal(0), usage == Usage()
+            return Decimal(0), usage == NO_USAGE
         cost = self.price.cost(usage)
         if cost is None:  # tools of the provider's own, for a fee that nobody has told
             return self.price.cost(attrs.evolve(usage, server_tool_calls=0)) or Decimal(0), False

@@ -36,7 +36,7 @@ from .._messages import Message
 from .._price import Price, per_token, prompt_tokens
 from .._reservation import Ask, Reservation, reserve
 from .._telemetry import RequestStarted, RequestStopped
-from .._usage import Usage
+from .._usage import NO_USAGE, Usage
 from .._util import single
 from ._base import Emit, Provider, Request, Response, StopReason, Terms, provider_model, provider_name, terms_of
 from ._json import encode
@@ -111,7 +111,7 @@ class Metered:
         self.check()
         size = measured(request)
         attempt, request = await self._reserve(request, size)
-        response, error, usage = None, None, Usage()
+        response, error, usage = None, None, NO_USAGE
         told = self._tell_start(attempt, request)
         try:
             with attempt.scope or _ALWAYS:

@@ -15,16 +15,12 @@ Which call a delta belongs to is what servers agree on least: see `_Reply._call_
 
 from __future__ import annotations
 
-import functools
 import os
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import attrs
+from typing import TYPE_CHECKING, Any
 
 from .._errors import ProviderError, WireError
 from .._events import BlockEnd, TextDelta, ThinkingDelta, ToolInputDelta
-from .._messages import Block, Image, Opaque, Text, Thinking, ToolUse
-from .._util import JSONObject
+from .._messages import Image, Opaque, Text, Thinking, ToolUse
 from . import _vendors
 from ._base import Response, StopReason
 from ._classify import from_error
@@ -32,78 +28,15 @@ from ._decoder import Decoder
 from ._json import as_dict, as_dicts, as_int, as_list, as_str, parse_arguments
 from ._json import decode as decode_json
 from ._json import encode as encode_json
+from ._openai_compat_parts import Call, Part, Prose, block_of
 from ._openai_compat_plain import PlainAnswer, plain_answer, plain_text
 
 if TYPE_CHECKING:
     from .._usage import Usage
+    from .._util import JSONObject
     from ._base import WireEvents
     from ._http import HTTPProvider
     from ._sse import SSEEvent
-
-
-@attrs.define
-class _Prose:
-    """Text or reasoning while it arrives."""
-
-    kind: type[Text | Thinking]
-    pieces: list[str] = attrs.field(factory=list)
-    extras: JSONObject = attrs.field(factory=dict)
-    notes: list[Any] = attrs.field(factory=list)  # JSON objects
-    sealed: dict[str, list[JSONObject]] = attrs.field(factory=dict)
-    ended: bool = False
-
-    def block(self) -> Text | Thinking:
-        text = "".join(self.pieces)
-        if self.kind is Text:
-            return Text(text, tuple(self.notes))
-        sealed = _vendors.joined(self.sealed)
-        signatures = [as_str(item.get("signature")) for items in sealed.values() for item in items]
-        signature = next(filter(None, reversed(signatures)), None)
-        return Thinking(text, signature, {**self.extras, **sealed} or None)
-
-
-@attrs.define
-class _Call:
-    """A call while it arrives."""
-
-    seed: tuple[object, ...]  # of its id, should the server give none
-    id: str = ""
-    name: str = ""
-    pieces: list[str] = attrs.field(factory=list)
-    extras: JSONObject = attrs.field(factory=dict)
-    ended: bool = False
-
-    @functools.cached_property
-    def made_up(self) -> str:
-        """Its id, should the server give none."""
-        return _vendors.made_up_id(*self.seed)
-
-    def begins_anew(self, call_id: str, name: str, piece: str) -> bool:
-        """Whether a delta for this call is in truth the first of another, from a server that uses an index twice."""
-        if not name or not self.name:
-            return False  # more of this one, even if the server has changed the id meanwhile
-        if name != self.name or (call_id and self.id and call_id != self.id):
-            return self.is_complete()
-        return not call_id and bool(self.pieces) and piece.startswith("{") and self.is_complete()
-
-    def is_complete(self) -> bool:
-        """Whether the arguments are whole; looked at closely only where the last piece may have been their end."""
-        if not self.pieces:
-            return True
-        return self.pieces[-1].rstrip().endswith("}") and parse_arguments("".join(self.pieces))[1] is None
-
-    def block(self) -> ToolUse:
-        text = "".join(self.pieces)
-        free = self.extras.get("type") == "custom"  # a tool of OpenAI's whose input is no JSON
-        arguments, invalid = ({"input": text}, None) if free else parse_arguments(text)
-        return ToolUse(self.id or self.made_up, self.name, arguments, invalid, self.extras or None)
-
-
-_Part: TypeAlias = _Prose | _Call | Block
-
-
-def _block(part: _Part) -> Block:
-    return part.block() if isinstance(part, _Prose | _Call) else part
 
 
 _PLAIN = {"role", "content"}
@@ -114,16 +47,16 @@ class _Reply:
 
     def __init__(self, provider: HTTPProvider) -> None:
         self._provider = provider
-        self._parts: list[_Part] = []  # those that come in pieces, and blocks that came whole
+        self._parts: list[Part] = []  # those that come in pieces, and blocks that came whole
         self._ended = 0  # how many of them
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._is_calling = False  # in a whole answer
-        self._by_index: dict[int | None, _Call] = {}
-        self._by_id: dict[str, _Call] = {}
+        self._by_index: dict[int | None, Call] = {}
+        self._by_id: dict[str, Call] = {}
         self._reasoned = False  # in a field of its own, which the sealed lists repeat
         self._refusal: JSONObject = {}
         self._beside: JSONObject = {}  # fields of the message that only its server understands
-        self._last_text: _Prose | None = None
+        self._last_text: Prose | None = None
         self._notes: list[JSONObject] = []  # annotations of all texts
         self._server_tools: dict[int, JSONObject] = {}
         self._id = self._model = self._native_word = ""
@@ -190,7 +123,7 @@ class _Reply:
         if sources:
             metadata["provider_response"] = sources
         return Response(
-            message=self._provider.message(tuple(map(_block, self._parts)), self._model or None),
+            message=self._provider.message(tuple(map(block_of, self._parts)), self._model or None),
             stop_reason=stop_reason,
             usage=self.usage(),
             metadata=metadata,
@@ -304,7 +237,7 @@ class _Reply:
         if call is None:
             if not (call_id or name or piece):
                 return []
-            call = _Call((self._id or os.urandom(8), len(self._calls)))
+            call = Call((self._id or os.urandom(8), len(self._calls)))
             self._calls.append(call)
             events = self._open(call)
         self._by_index[index] = call
@@ -321,7 +254,7 @@ class _Reply:
                 events.append(ToolInputDelta(call.id or call.made_up, call.name, piece))
         return events
 
-    def _call_of(self, index: int | None, call_id: str, name: str, piece: str) -> _Call | None:
+    def _call_of(self, index: int | None, call_id: str, name: str, piece: str) -> Call | None:
         """
         Find the call that a delta continues; None: it begins one.
 
@@ -335,15 +268,15 @@ class _Reply:
             call = self._by_index.get(index) or (None if name else self._by_id.get(call_id))
         return None if call is None or call.begins_anew(call_id, name, piece) else call
 
-    def _at(self, kind: type[Text | Thinking]) -> tuple[_Prose, WireEvents]:
+    def _at(self, kind: type[Text | Thinking]) -> tuple[Prose, WireEvents]:
         """Return the open text or reasoning at the end of the message, or a new one put there."""
         last = self._parts[-1] if self._parts else None
-        if isinstance(last, _Prose) and last.kind is kind and not last.ended:
+        if isinstance(last, Prose) and last.kind is kind and not last.ended:
             return last, []
-        new = _Prose(kind)
+        new = Prose(kind)
         return new, self._open(new)
 
-    def _open(self, part: _Part) -> WireEvents:
+    def _open(self, part: Part) -> WireEvents:
         self._parts.append(part)
         return self._end(len(self._parts) - 1, calls=False)
 
@@ -351,11 +284,11 @@ class _Reply:
         """End parts, in their order: those before number `upto`, or before the first call."""
         events: WireEvents = []
         for part in self._parts[self._ended : upto]:
-            if isinstance(part, _Call) and not calls:
+            if isinstance(part, Call) and not calls:
                 break
-            if isinstance(part, _Prose | _Call):
+            if isinstance(part, Prose | Call):
                 part.ended = True
-            events.append(BlockEnd(_block(part)))
+            events.append(BlockEnd(block_of(part)))
         self._ended += len(events)
         return events
 

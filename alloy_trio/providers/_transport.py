@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _PIECE: Final = 1 << 20  # bytes that one piece of a compressed body may become
 _ANY_ZLIB: Final = 47  # zlib's word for: gzip or zlib, as the data says
+_ENCODING: Final = len("content-encoding")
 _COMPRESSED: Final = {b"gzip", b"x-gzip", b"deflate"}
 
 _pool: trio.lowlevel.RunVar[Pool | None] = trio.lowlevel.RunVar("alloy_trio connections")
@@ -234,7 +235,11 @@ class TrioReply:
 
 def _decompressor(headers: list[tuple[bytes, bytes]]) -> Any:
     for name, value in headers:
-        if name.lower() == b"content-encoding" and (kind := value.strip().lower()) not in {b"", b"identity"}:
+        if (
+            len(name) == _ENCODING
+            and name.lower() == b"content-encoding"
+            and (kind := value.strip().lower()) not in {b"", b"identity"}
+        ):
             if kind not in _COMPRESSED:
                 raise Undecodable(f"it is compressed as {kind.decode('latin-1')!r:.50}, and was asked not to be")
             return zlib.decompressobj(_ANY_ZLIB)

@@ -271,6 +271,9 @@ def made_up_id(*parts: object) -> str:
     return "".join("0123456789abcdefghijklmnopqrstuvwxyz"[number // 36**place % 36] for place in range(9))
 
 
+_BARE_USAGE = {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
 def read_usage(usage: JSONObject, server_tools: int = 0) -> Usage:
     """
     Read a usage report; `server_tools` is how many calls of the server's own tools were seen, should it not say.
@@ -279,6 +282,8 @@ def read_usage(usage: JSONObject, server_tools: int = 0) -> Usage:
     count it in the total only.
     """
     prompt, total = as_int(usage.get("prompt_tokens")), as_int(usage.get("total_tokens"))
+    if not server_tools and usage.keys() <= _BARE_USAGE:
+        return Usage(prompt, max(as_int(usage.get("completion_tokens")), total - prompt if prompt else 0))
     details, prompt_details = (as_dict(usage.get(f"{kind}_tokens_details")) for kind in ("completion", "prompt"))
     read = _first(prompt_details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
     written = _first(

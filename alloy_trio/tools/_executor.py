@@ -115,7 +115,7 @@ class Batch:
             invocation.scope = None
             if invocation.stopped is not None:
                 invocation.end_stopped()
-                invocation.ended.set()
+                invocation.over()
                 continue
             match verdict:
                 case BlockCall(reason):
@@ -157,7 +157,7 @@ class Batch:
         runs = invocation.scope is not None
         stopped = invocation.stop(reason)
         if runs:
-            await invocation.ended.wait()
+            await invocation.wait_over()
         return stopped and invocation.outcome != "ok"
 
     def stop_all(self, reason: str) -> None:
@@ -287,7 +287,7 @@ class Batch:
             except* Exception as group:  # noqa: BLE001
                 invocation.fail(group)
             finally:
-                invocation.ended.set()
+                invocation.over()
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._settings.on_result is not None:
             await self._settings.on_result(invocation.result())

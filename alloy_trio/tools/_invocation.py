@@ -36,7 +36,8 @@ class Invocation:
     scope: trio.CancelScope | None = None  # while the gate is asked about it, or it runs
     stopped: str | None = None  # why it was ended alone, in words for the model
     _result: ToolResult | None = attrs.field(init=False, default=None)
-    ended: trio.Event = attrs.field(factory=trio.Event)  # nothing of it runs any more
+    has_ended: bool = False  # nothing of it runs any more
+    _ended: trio.Event | None = attrs.field(init=False, default=None)  # where somebody waits for that
 
     @property
     def concurrent(self) -> bool:
@@ -47,6 +48,18 @@ class Invocation:
     def error(self) -> str | None:
         """What the model is told went wrong."""
         return None if self.outcome in {"ok", None} else text_of(self.output)
+
+    def over(self) -> None:
+        """Nothing of it runs any more."""
+        self.has_ended = True
+        if self._ended is not None:
+            self._ended.set()
+
+    async def wait_over(self) -> None:
+        """Wait until nothing of it runs any more."""
+        if not self.has_ended:
+            self._ended = self._ended or trio.Event()
+            await self._ended.wait()
 
     def start(self) -> None:
         """The tool itself runs from now on."""
