@@ -174,14 +174,13 @@ class Run:
 
     def commit(self) -> None:
         """Let the session say what the run has done so far, unless calls wait for their results: then it is no valid history."""
-        if self.batch is not None:
+        messages = self.history.messages
+        if self.batch is not None or (messages is self.session.messages and self._usage_of is self.account.usage):
             return
         if self.session.prefix != self.prefix:
             self.session.prefix = self.prefix
         kept = self.metadata.get("provider_state")
-        self.session.update(
-            self.history.messages, self.usage_of_session, None if kept is None else {"provider_state": kept}
-        )
+        self.session.update(messages, self.usage_of_session, None if kept is None else {"provider_state": kept})
 
     @property
     def usage_of_session(self) -> Usage:

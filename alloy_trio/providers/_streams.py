@@ -28,7 +28,7 @@ _MOST_PARTS: Final = 64  # of one write; IOV_MAX is 1024 at the least
 class ByteStream(Protocol):
     """What an exchange needs of a connection. All of it raises `Broken`."""
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | bytearray]) -> None:
         """Send all of it. A cancel is seen, also where nothing has to be waited for."""
         ...
 
@@ -58,23 +58,27 @@ class PlainStream:
         given.setblocking(False)  # noqa: FBT003 - the standard library's own
         self._socket = given
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | bytearray]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        left = list(parts)
-        while left:
-            try:
-                sent = self._send(left[:_MOST_PARTS])
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
-                continue
-            except OSError as error:
-                raise Broken(_said(error)) from error
-            left = _rest(left, sent)
+        sent = self._send(parts) if len(parts) <= _MOST_PARTS else 0
+        if sent < sum(map(len, parts)):
+            await self._send_rest(memoryview(b"".join(parts))[sent:])
 
-    def _send(self, parts: list[Any]) -> int:
-        if sys.platform == "win32":  # has no sendmsg
-            return self._socket.send(b"".join(parts))
-        return self._socket.sendmsg(parts)
+    async def _send_rest(self, left: memoryview) -> None:
+        """Send what did not fit into the socket at once. It is a copy: the parts may grow while nobody looks."""
+        while left:
+            await trio.lowlevel.wait_writable(self._socket)
+            left = left[self._send((left,)) :]
+
+    def _send(self, parts: Sequence[bytes | bytearray | memoryview]) -> int:
+        try:
+            if sys.platform == "win32":  # has no sendmsg
+                return self._socket.send(b"".join(parts))
+            return self._socket.sendmsg(parts)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Broken(_said(error)) from error
 
     async def receive(self) -> bytes:
         while True:
@@ -113,7 +117,7 @@ class TLSStream:
         self._stream = stream
         self._socket = stream.transport_stream.socket
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | bytearray]) -> None:
         with _broken():
             await self._stream.send_all(b"".join(parts))
 
@@ -179,15 +183,6 @@ def _taken_over(stream: trio.SocketStream) -> socket.socket:
     """Return the socket of a stream, which has no use for it any more."""
     family, kind, protocol = stream.socket.family, stream.socket.type, stream.socket.proto
     return socket.socket(family, kind, protocol, fileno=stream.socket.detach())
-
-
-def _rest(parts: list[Any], sent: int) -> list[Any]:
-    """Return what is left of the parts (bytes, or views of them) when so many bytes are sent."""
-    for number, part in enumerate(parts):
-        if sent < len(part):
-            return [memoryview(part)[sent:], *parts[number + 1 :]]
-        sent -= len(part)
-    return []
 
 
 @contextlib.contextmanager

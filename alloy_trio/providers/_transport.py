@@ -74,7 +74,12 @@ def default_context() -> ssl.SSLContext:
 
 
 async def exchange(
-    pool: Pool, origin: Origin, request: Sequence[bytes], *, stall: float = math.inf, method: bytes = b"POST"
+    pool: Pool,
+    origin: Origin,
+    request: Sequence[bytes | bytearray],
+    *,
+    stall: float = math.inf,
+    method: bytes = b"POST",
 ) -> TrioReply:
     """
     Send a request, and return the answer once its head has come.
@@ -145,7 +150,7 @@ class TrioReply:
         parser = self._connection.parser
         return parser.is_complete and not parser.pieces and (self._inflate is None or not self._inflate.unconsumed_tail)
 
-    async def begin(self, request: Sequence[bytes], method: bytes = b"POST") -> None:
+    async def begin(self, request: Sequence[bytes | bytearray], method: bytes = b"POST") -> None:
         """Send the request, and wait for the head. Raises what `exchange` does."""
         done = False
         parser = self._connection.parser
@@ -187,7 +192,7 @@ class TrioReply:
             parser = self._connection.parser
             self._pool.give_back(self._connection, reusable=parser.is_complete and parser.is_reusable)
 
-    async def _send(self, request: Sequence[bytes]) -> None:
+    async def _send(self, request: Sequence[bytes | bytearray]) -> None:
         self._wait()
         try:
             await self._connection.stream.send(request)
