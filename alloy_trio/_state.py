@@ -104,7 +104,8 @@ class Run:
     recorder: Recorder | None = None  # while an answer streams
     batch: Batch | None = None  # while tools run
     batches: list[Batch] = attrs.field(factory=list)  # those that are over
-    outcome: Result | None = None  # once it is settled how the run ended, if only the last events are not taken yet
+    _ending: tuple[Status, Exception | None] | None = attrs.field(init=False, default=None)
+    _outcome: Result | None = attrs.field(init=False, default=None)
     view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
     _usage_of: Usage | None = attrs.field(init=False, default=None)  # what the sum was made of
     _usage_sum: Usage = attrs.field(init=False, default=NO_USAGE)
@@ -267,8 +268,18 @@ class Run:
                 return each.name, each.model, getattr(each.provider, "origin", None)
         return self.origin
 
-    def result(self, status: Status, error: Exception | None = None) -> Result:
-        """Return what the run has done so far as a result."""
+    def ends_as(self, status: Status, error: Exception | None = None) -> None:
+        """How the run ends is known, if not for the last time."""
+        self._ending, self._outcome = (status, error), None
+
+    @property
+    def outcome(self) -> Result | None:
+        """The result, once it is known how the run ends, if only the last events are not taken yet. Made for whoever asks."""
+        if self._outcome is None and self._ending is not None:
+            self._outcome = self._result(*self._ending)
+        return self._outcome
+
+    def _result(self, status: Status, error: Exception | None) -> Result:
         messages = self.history.messages
         last = next((message for message in reversed(messages) if message.role == "assistant"), None)
         return Result(
