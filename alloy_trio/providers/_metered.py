@@ -231,7 +231,9 @@ class _Attempt:
     )
 
     def emit(self, outer: Emit) -> Emit:
-        """Return what the provider is to emit into: it counts, and cuts."""
+        """Return what the provider is to emit into: it counts, and, under a budget, cuts."""
+        if not self.meter.limited:
+            return self._counting(outer)
 
         async def emit(*events: ProviderEvent) -> None:
             passed: list[ProviderEvent] = []
@@ -242,14 +244,26 @@ class _Attempt:
                 elif not is_cut:
                     is_cut = not self.meter.take(event)
                     passed.append(event)
-            if passed and not self.meter.limited:
-                await outer(*passed)
-            elif passed:
+            if passed:
                 with self.meter.reservation.blocked():
                     await outer(*passed)
             if is_cut and self.scope is not None:
                 self.scope.cancel()
                 await trio.lowlevel.checkpoint_if_cancelled()
+
+        return emit
+
+    def _counting(self, outer: Emit) -> Emit:
+        count = self.meter.count
+
+        async def emit(*events: ProviderEvent) -> None:
+            reports = False
+            for event in events:
+                count(event)
+                reports = reports or type(event) is UsageUpdate
+            passed = tuple(event for event in events if type(event) is not UsageUpdate) if reports else events
+            if passed:
+                await outer(*passed)
 
         return emit
 
