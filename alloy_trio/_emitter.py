@@ -74,7 +74,7 @@ class Emitter:
         self._on_event = on_event
         self._sink = sink
         # Two tools that end at once must not overtake each other in an async callback; a channel keeps order by itself.
-        self._order = trio.StrictFIFOLock()
+        self._order = None if on_event is None else trio.StrictFIFOLock()
 
     @property
     def is_heard(self) -> bool:
@@ -93,7 +93,7 @@ class Emitter:
         """Hand over `events` and return when all listeners have had them; gives the number of the first."""
         first, batch = self._number(events)
         if batch is not None:
-            if self._on_event is not None:
+            if self._on_event is not None and self._order is not None:
                 async with self._order:
                     for envelope in batch.envelopes():
                         await self._call_back(self._on_event, envelope)

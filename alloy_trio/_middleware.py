@@ -285,11 +285,12 @@ class Hooks:
     def of(cls, middlewares: Sequence[object], *, own_ends: bool = True) -> Hooks:
         """Collect what each of them defines; without those of a session's ends where these are an agent's."""
         names = _HOOKS if own_ends else (name for name in _HOOKS if name not in _ENDS)
-        return cls({name: [hook for each in middlewares if (hook := _hook(each, name))] for name in names})
+        found = ((name, [hook for each in middlewares if (hook := _hook(each, name))]) for name in names)
+        return cls({name: hooks for name, hooks in found if hooks})
 
     def has(self, name: str) -> bool:
         """Whether anybody has that hook."""
-        return bool(self._by_name.get(name))
+        return name in self._by_name
 
     async def fire(self, name: str, *args: object) -> None:
         """Call a hook of all, in order. Raises what one raises, and TypeError where one returns anything."""

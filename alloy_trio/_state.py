@@ -17,7 +17,6 @@ a reasoning item without its follower. So the history is valid for every provide
 
 from __future__ import annotations
 
-import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +33,7 @@ from ._history import History
 from ._instruments import is_on, tell
 from ._messages import Block, Message, Outcome, Text, Thinking, ToolResult
 from ._middleware import Hooks, RunState
-from ._result import Result, Status
+from ._result import Result, Status, ToolCall
 from ._session import Session
 from ._telemetry import CompactionDone
 from ._usage import NO_USAGE, Usage
@@ -103,7 +102,8 @@ class Run:
     misfits: int = 0  # answers that were none of `output_type`
     recorder: Recorder | None = None  # while an answer streams
     batch: Batch | None = None  # while tools run
-    batches: list[Batch] = attrs.field(factory=list)  # those that are over
+    calls: list[ToolCall] = attrs.field(factory=list)  # of the batches that are over
+    cut_batch: Batch | None = None  # the last one, whose calls have not all been told of
     _ending: tuple[Status, Exception | None] | None = attrs.field(init=False, default=None)
     _outcome: Result | None = attrs.field(init=False, default=None)
     view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
@@ -240,7 +240,10 @@ class Run:
         if self.batch is not None:
             self.history.append(Message.user(*self.batch.results()))
             if recorded:
-                self.batches.append(self.batch)
+                if self.batch.is_told:
+                    self.calls += self.batch.records
+                else:
+                    self.cut_batch = self.batch
             self.batch = self.controls.batch = None
 
     def cut(self, outcome: Outcome) -> Batch | None:
@@ -289,7 +292,7 @@ class Run:
             usage=self.account.usage,
             cost_cents=self.cost_cents,
             overrun_cents=max((budget.overrun for budget in around().budgets), default=Decimal(0)) * 100,
-            tool_calls=tuple(itertools.chain.from_iterable(batch.records for batch in self.batches)),
+            tool_calls=(*self.calls, *(() if self.cut_batch is None else self.cut_batch.records)),
             status=status,
             turns=self.turns,
             error=error,

@@ -269,7 +269,7 @@ def _tool_settings(run: Run) -> ToolSettings:
         tools=config.tools,
         timeout=config.tool_timeout,
         cancel_grace=config.cancel_grace,
-        limiter=trio.CapacityLimiter(_THREADS),
+        threads=_THREADS,
         working_directory=config.working_directory,
         allowed_paths=(config.working_directory,) if config.allowed_paths is None else config.allowed_paths,
         context=run.context,

@@ -481,7 +481,7 @@ def batch_of(*calls: ToolUse, tools: list[Tool]) -> tuple[Batch, Told]:
         tools={each.name: each for each in tools},
         timeout=60,
         cancel_grace=5,
-        limiter=trio.CapacityLimiter(1),
+        threads=1,
         working_directory=Path(),
         allowed_paths=(),
         context={},

@@ -301,7 +301,7 @@ class HTTPProvider(abc.ABC):
         while chunk:
             if events := decoder.feed(chunk):
                 await emit(*events)
-                decoder.feed(b"")  # raises what failed behind them, in the same read
+                decoder.check()  # raises what failed behind them, in the same read
             # Behind their last event some servers break the connection off, some leave it open.
             if not decoder.is_complete():
                 chunk = await body.read()

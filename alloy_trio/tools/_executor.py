@@ -72,7 +72,7 @@ class ToolSettings:
         tools: The tools, by name.
         timeout: Seconds a call may take, unless its tool says otherwise.
         cancel_grace: Seconds that a cancelled call's thread is waited for, unless its tool says otherwise.
-        limiter: Bounds the threads of this run; never shared, so that nested runs cannot wait for each other.
+        threads: How many threads the calls of this run may have at once.
         working_directory: For `ToolContext`, as are the rest.
         allowed_paths: The folders that file tools may touch.
         context: The user's.
@@ -85,7 +85,7 @@ class ToolSettings:
     tools: Mapping[str, Tool]
     timeout: float
     cancel_grace: float
-    limiter: trio.CapacityLimiter
+    threads: int
     working_directory: Path
     allowed_paths: tuple[Path, ...]
     context: Mapping[str, Any]
@@ -93,6 +93,11 @@ class ToolSettings:
     correlation_id: str
     session_id: str = ""
     on_result: Callable[[ToolResult], Awaitable[None]] | None = None
+
+    @functools.cached_property
+    def limiter(self) -> trio.CapacityLimiter:
+        """Bounds the threads of this run; never shared, so that nested runs cannot wait for each other."""
+        return trio.CapacityLimiter(self.threads)
 
 
 class Batch:
@@ -213,6 +218,11 @@ class Batch:
     def succeeded(self) -> frozenset[str]:
         """The names of the tools that had a call that ended `ok`."""
         return frozenset(invocation.use.name for invocation in self._invocations if invocation.outcome == "ok")
+
+    @property
+    def is_told(self) -> bool:
+        """Whether no event of a call that has begun is missing."""
+        return not self._unannounced()
 
     @functools.cached_property
     def records(self) -> list[ToolCall]:
