@@ -270,15 +270,16 @@ class Batch:
             invocation.log_refused()
 
     async def _run_next(self, waiting: Iterator[Invocation]) -> None:
-        await self._run_one(next(waiting))
+        await (self._run_one if is_on() else self._execute)(next(waiting))
 
     async def _run_one(self, invocation: Invocation) -> None:
-        told = self._tell_start(invocation)
+        if (told := self._tell_start(invocation)) is None:
+            await self._execute(invocation)
+            return
         try:
             await self._execute(invocation)
         finally:
-            if told is not None:
-                self._tell_stop(told, invocation)
+            self._tell_stop(told, invocation)
 
     async def _execute(self, invocation: Invocation) -> None:
         tool = invocation.tool
