@@ -114,15 +114,27 @@ async def exchange(
 class TrioReply:
     """An answer that comes on a connection of ours; see `Reply`."""
 
-    __slots__ = ("_connection", "_failure", "_inflate", "_is_open", "_pool", "_stall", "is_untouched")
+    __slots__ = (
+        "_connection",
+        "_failure",
+        "_has_body",
+        "_inflate",
+        "_is_open",
+        "_is_sent",
+        "_pool",
+        "_stall",
+        "is_untouched",
+    )
 
     def __init__(self, pool: Pool, connection: Connection, stall: float) -> None:
         self._pool = pool
         self._connection = connection
         self._stall = stall
         self._inflate: Any = None  # a decompressor of zlib's, whose type has no public name
+        self._has_body = False  # that was decompressed
         self._failure: Broken | None = None  # behind what came before it
         self._is_open = True
+        self._is_sent = False
         self.is_untouched: bool = True  # no byte of it has come
 
     @property
@@ -190,12 +202,13 @@ class TrioReply:
         if self._is_open:
             self._is_open = False
             parser = self._connection.parser
-            self._pool.give_back(self._connection, reusable=parser.is_complete and parser.is_reusable)
+            self._pool.give_back(self._connection, reusable=self._is_sent and parser.is_complete and parser.is_reusable)
 
     async def _send(self, request: Sequence[bytes | bytearray]) -> None:
         self._wait()
         try:
             await self._connection.stream.send(request)
+            self._is_sent = True
         except Broken:
             self._check_stall()
             await self._receive()  # a server may refuse a request before it has read all of it: its answer says why
@@ -227,13 +240,14 @@ class TrioReply:
             raise Stalled(f"no byte came, or went, for {self._stall:g} seconds")
 
     def _decompressed(self, data: bytes) -> bytes:
+        self._has_body = True
         try:
             return bytes(self._inflate.decompress(data, _PIECE))
         except zlib.error as error:
             raise Undecodable(str(error)) from error
 
     def _end(self) -> bytes:
-        if self._inflate is not None and not self._inflate.eof:
+        if self._inflate is not None and not self._inflate.eof and self._has_body:
             raise Undecodable("it ends in the middle")
         return b""
 
