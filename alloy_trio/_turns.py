@@ -36,7 +36,8 @@ from ._messages import Message
 from ._output import ANSWER_TOOL, MISFIT, MISFITS, REMINDER
 from ._state import Recorder, Run
 from .providers._base import Request, Response, StopReason, as_events
-from .tools._executor import Batch, ToolSettings
+from .tools._executor import Batch
+from .tools._settings import ToolSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -112,6 +112,7 @@ FLOORS = {
     "tools._paths": 3,
     "tools._process": 3,
     "tools._read": 3,
+    "tools._settings": 3,
     "tools._write": 3,
     # 4: the turn
     "_checks": 4,
