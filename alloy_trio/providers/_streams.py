@@ -28,7 +28,7 @@ _MOST_PARTS: Final = 64  # of one write; IOV_MAX is 1024 at the least
 class ByteStream(Protocol):
     """What an exchange needs of a connection. All of it raises `Broken`."""
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         """Send all of it. A cancel is seen, also where nothing has to be waited for."""
         ...
 
@@ -58,18 +58,22 @@ class PlainStream:
         given.setblocking(False)  # noqa: FBT003 - the standard library's own
         self._socket = given
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         left = list(parts)
         while left:
             try:
-                sent = self._send(left[:_MOST_PARTS])
+                left = _rest(left, self._send(left[:_MOST_PARTS]))
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
-                continue
+                await self._writable()
             except OSError as error:
                 raise Broken(_said(error)) from error
-            left = _rest(left, sent)
+
+    async def _writable(self) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._socket)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise Broken(_said(error)) from error
 
     def _send(self, parts: list[Any]) -> int:
         if sys.platform == "win32":  # has no sendmsg
@@ -113,7 +117,7 @@ class TLSStream:
         self._stream = stream
         self._socket = stream.transport_stream.socket
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
         with _broken():
             await self._stream.send_all(b"".join(parts))
 

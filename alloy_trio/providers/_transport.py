@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PIECE: Final = 1 << 20  # bytes that one piece of a compressed body may become
+_PORTION: Final = 1 << 18  # bytes of a request that have to go within one stall
 _ANY_ZLIB: Final = 47  # zlib's word for: gzip or zlib, as the data says
 _COMPRESSED: Final = {b"gzip", b"x-gzip", b"deflate"}
 
@@ -108,7 +109,7 @@ async def exchange(
 class TrioReply:
     """An answer that comes on a connection of ours; see `Reply`."""
 
-    __slots__ = ("_connection", "_failure", "_inflate", "_is_open", "_pool", "_stall", "is_untouched")
+    __slots__ = ("_connection", "_failure", "_inflate", "_is_open", "_is_sent", "_pool", "_stall", "is_untouched")
 
     def __init__(self, pool: Pool, connection: Connection, stall: float) -> None:
         self._pool = pool
@@ -117,6 +118,7 @@ class TrioReply:
         self._inflate: Any = None  # a decompressor of zlib's, whose type has no public name
         self._failure: Broken | None = None  # behind what came before it
         self._is_open = True
+        self._is_sent = False  # all of the request
         self.is_untouched: bool = True  # no byte of it has come
 
     @property
@@ -162,6 +164,8 @@ class TrioReply:
     async def read(self) -> bytes:
         """Return the next bytes of the body, `b""` at its end. Waits only where nothing has come yet."""
         while True:
+            if not self._is_open:
+                raise Broken("the answer is closed")  # its connection may have another's by now
             if self._inflate is not None and self._inflate.unconsumed_tail:
                 return self._decompressed(self._inflate.unconsumed_tail)
             if pieces := self._connection.parser.pieces:
@@ -184,12 +188,15 @@ class TrioReply:
         if self._is_open:
             self._is_open = False
             parser = self._connection.parser
-            self._pool.give_back(self._connection, reusable=parser.is_complete and parser.is_reusable)
+            reusable = self._is_sent and parser.is_complete and parser.is_reusable
+            self._pool.give_back(self._connection, reusable=reusable)
 
     async def _send(self, request: Sequence[bytes]) -> None:
-        self._wait()
         try:
-            await self._connection.stream.send(request)
+            for parts in _portions(request):
+                self._wait()
+                await self._connection.stream.send(parts)
+            self._is_sent = True
         except Broken:
             self._check_stall()
             await self._receive()  # a server may refuse a request before it has read all of it: its answer says why
@@ -221,6 +228,8 @@ class TrioReply:
             raise Stalled(f"no byte came, or went, for {self._stall:g} seconds")
 
     def _decompressed(self, data: bytes) -> bytes:
+        if self._inflate.eof:
+            return b""  # else zlib would collect what comes behind its end
         try:
             return bytes(self._inflate.decompress(data, _PIECE))
         except zlib.error as error:
@@ -230,6 +239,14 @@ class TrioReply:
         if self._inflate is not None and not self._inflate.eof:
             raise Undecodable("it ends in the middle")
         return b""
+
+
+def _portions(request: Sequence[bytes]) -> Sequence[Sequence[bytes | memoryview]]:
+    """Cut what is large, so that a slow upload is no stall as long as it goes on."""
+    if sum(map(len, request)) <= _PORTION:
+        return (request,)
+    whole = memoryview(b"".join(request))
+    return [(whole[start : start + _PORTION],) for start in range(0, len(whole), _PORTION)]
 
 
 def _decompressor(headers: list[tuple[bytes, bytes]]) -> Any:
