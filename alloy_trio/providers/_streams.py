@@ -111,17 +111,22 @@ class PlainStream:
 class TLSStream:
     """A TLS connection over TCP."""
 
-    __slots__ = ("_socket", "_stream")
+    __slots__ = ("_is_cut", "_socket", "_stream")
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self._stream = stream
         self._socket = stream.transport_stream.socket
+        self._is_cut = False  # it could not send
 
     async def send(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._is_cut = True
         with _broken():
             await self._stream.send_all(b"".join(parts))
+        self._is_cut = False
 
     async def receive(self) -> bytes:
+        if self._is_cut:
+            return await self._last_words()
         with _broken():
             first = bytes(await self._stream.receive_some(_CHUNK))
         return b"".join((first, *self._drained())) if first else first
@@ -137,13 +142,25 @@ class TLSStream:
 
     def _drained(self) -> list[bytes]:
         """Return what else has arrived, without waiting."""
-        # Trio's own attribute: without it, records come one by one, which is slower, and right.
+        # Trio's own attribute, as below: without it, records come one by one, which is slower, and right.
         inner: Any = getattr(self._stream, "_ssl_object", None)
         drained: list[bytes] = []
         with contextlib.suppress(ssl.SSLError):  # there is no more; and what has failed will again
             while inner is not None and (data := inner.read(_CHUNK)):
                 drained.append(data)
         return drained
+
+    async def _last_words(self) -> bytes:
+        """Return what came before the server closed it. Trio's stream reads no more once it could not send."""
+        incoming: Any = getattr(self._stream, "_incoming", None)
+        with _broken():
+            while incoming is not None:
+                if drained := self._drained():
+                    return b"".join(drained)
+                if not (data := await self._socket.recv(_CHUNK)):
+                    break
+                incoming.write(data)
+        return b""
 
 
 async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds: float) -> ByteStream:
@@ -160,15 +177,15 @@ async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds:
                 return await _with_tls(stream, host, context)
     except trio.TooSlowError:
         raise CannotConnect(f"no answer within {seconds:g} seconds") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the second: a name that cannot be one
         raise CannotConnect(_said(error.__cause__ if isinstance(error.__cause__, OSError) else error)) from error
     return PlainStream(_taken_over(stream))
 
 
 async def _with_tls(stream: trio.SocketStream, host: str, context: ssl.SSLContext) -> TLSStream:
-    wrapped = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     done = False
     try:
+        wrapped = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         await wrapped.do_handshake()
         done = True
     except trio.BrokenResourceError as error:
@@ -198,7 +215,7 @@ def _rest(parts: list[Any], sent: int) -> list[Any]:
 def _broken() -> Iterator[None]:
     try:
         yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
         raise Broken(_said(error.__cause__ or error)) from error
 
 
