@@ -36,8 +36,8 @@ from alloy_trio.providers._transport import current_pool, default_context
 from alloy_trio.testing import assert_no_orphans
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
     from test_http import Connection, Handler
     from trio.testing import MockClock
