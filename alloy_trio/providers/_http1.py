@@ -89,6 +89,8 @@ class ResponseParser:
             if not self.is_complete:  # else it is what came behind the answer
                 cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
                 raise cause if isinstance(cause, Broken) else Broken(f"the answer is no HTTP/1.1: {error}") from None
+        if self._headless:
+            self.pieces.clear()  # some servers send one nevertheless
         if self.pieces:
             self._quiet = 0
         elif not self.is_complete:
