@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
-from ._exchange import Broken, CannotConnect
+from ._exchange import Broken, CannotConnect, ConnectTimedOut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -168,7 +168,8 @@ async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds:
     Open a connection, with TLS if there is a context for it, by whichever of the host's addresses answers first.
 
     Raises:
-        CannotConnect: It cannot be had within so many seconds.
+        CannotConnect: It cannot be had.
+        ConnectTimedOut: Not within so many seconds.
     """
     try:
         with trio.fail_after(seconds):
@@ -176,7 +177,7 @@ async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds:
             if context is not None:
                 return await _with_tls(stream, host, context)
     except trio.TooSlowError:
-        raise CannotConnect(f"no answer within {seconds:g} seconds") from None
+        raise ConnectTimedOut(f"no answer within {seconds:g} seconds") from None
     except (OSError, ValueError) as error:  # the second: a name that cannot be one
         raise CannotConnect(_said(error.__cause__ if isinstance(error.__cause__, OSError) else error)) from error
     return PlainStream(_taken_over(stream))

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ._exchange import Broken, Stalled, Undecodable
+from ._exchange import Broken, SendStalled, Stalled, Undecodable
 from ._pool import Connection, Origin, Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 _PIECE: Final = 1 << 20  # bytes that one piece of a compressed body may become
 _PORTION: Final = 1 << 18  # bytes of a request that have to go within one stall
@@ -107,14 +107,48 @@ async def exchange(
 
 
 class TrioReply:
-    """An answer that comes on a connection of ours; see `Reply`."""
+    """
+    An answer that comes on a connection of ours; see `Reply`. Takes the connection over.
 
-    __slots__ = ("_connection", "_failure", "_inflate", "_is_open", "_is_sent", "_pool", "_stall", "is_untouched")
+    Args:
+        pool: Where the connection goes back to.
+        connection: Where it comes from.
+        stall: Seconds in which no byte comes, or goes, after which it has failed.
+        send_stall: The same of the request alone; None: as `stall`.
+        decodes: Whether a compressed body is decompressed.
+        keeps: Whether the connection may be used again, as far as the request tells.
+    """
 
-    def __init__(self, pool: Pool, connection: Connection, stall: float) -> None:
+    __slots__ = (
+        "_connection",
+        "_decodes",
+        "_failure",
+        "_inflate",
+        "_is_open",
+        "_is_sent",
+        "_keeps",
+        "_pool",
+        "_send_stall",
+        "_stall",
+        "is_untouched",
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        connection: Connection,
+        stall: float,
+        *,
+        send_stall: float | None = None,
+        decodes: bool = True,
+        keeps: bool = True,
+    ) -> None:
         self._pool = pool
         self._connection = connection
         self._stall = stall
+        self._send_stall = stall if send_stall is None else send_stall
+        self._decodes = decodes
+        self._keeps = keeps
         self._inflate: Any = None  # a decompressor of zlib's, whose type has no public name
         self._failure: Broken | None = None  # behind what came before it
         self._is_open = True
@@ -146,16 +180,19 @@ class TrioReply:
         parser = self._connection.parser
         return parser.is_complete and not parser.pieces and (self._inflate is None or not self._inflate.unconsumed_tail)
 
-    async def begin(self, request: Sequence[bytes], method: bytes = b"POST") -> None:
-        """Send the request, and wait for the head. Raises what `exchange` does."""
+    async def begin(
+        self, request: Sequence[bytes], method: bytes = b"POST", more: AsyncIterator[bytes] | None = None
+    ) -> None:
+        """Send the request, and more of it as it comes, and wait for the head. Raises what `exchange` does."""
         done = False
         parser = self._connection.parser
         try:
             parser.begin(method)
-            await self._send(request)
+            self._is_sent = await self._send(request) and (more is None or await self._send_all(more))
             while not parser.status:
                 await self._receive()
-            self._inflate = _decompressor(parser.headers)
+            if self._decodes:
+                self._inflate = _decompressor(parser.headers)
             done = True
         finally:
             if not done:
@@ -188,44 +225,50 @@ class TrioReply:
         if self._is_open:
             self._is_open = False
             parser = self._connection.parser
-            reusable = self._is_sent and parser.is_complete and parser.is_reusable
+            reusable = self._keeps and self._is_sent and parser.is_complete and parser.is_reusable
             self._pool.give_back(self._connection, reusable=reusable)
 
-    async def _send(self, request: Sequence[bytes]) -> None:
+    async def _send_all(self, more: AsyncIterator[bytes]) -> bool:
+        async for piece in more:
+            if not await self._send((piece,)):
+                return False
+        return True
+
+    async def _send(self, request: Sequence[bytes]) -> bool:
+        """Send it, and return whether all of it went. If not, there is something of an answer."""
         try:
             for parts in _portions(request):
-                self._wait()
+                self._wait(self._send_stall)
                 await self._connection.stream.send(parts)
-            self._is_sent = True
         except Broken:
-            self._check_stall()
+            if self._connection.is_stalled:
+                raise SendStalled(f"no byte went for {self._send_stall:g} seconds") from None
             await self._receive()  # a server may refuse a request before it has read all of it: its answer says why
+            return False
         finally:
             self._connection.waits_until = math.inf
+        return True
 
     async def _receive(self) -> None:
         """Take what comes next. What it completes before something fails is handed out first."""
         connection = self._connection
-        self._wait()
+        self._wait(self._stall)
         try:
             data = await connection.stream.receive()
             self.is_untouched = self.is_untouched and not data
             connection.parser.feed(data)
         except Broken as failure:
-            self._check_stall()
+            if connection.is_stalled:
+                raise Stalled(f"no byte came for {self._stall:g} seconds") from None
             if not connection.parser.pieces:
                 raise
             self._failure = failure
         finally:
             connection.waits_until = math.inf
 
-    def _wait(self) -> None:
-        if self._stall != math.inf:
-            self._pool.wait_until(self._connection, trio.current_time() + self._stall)
-
-    def _check_stall(self) -> None:
-        if self._connection.is_stalled:
-            raise Stalled(f"no byte came, or went, for {self._stall:g} seconds")
+    def _wait(self, seconds: float) -> None:
+        if seconds != math.inf:
+            self._pool.wait_until(self._connection, trio.current_time() + seconds)
 
     def _decompressed(self, data: bytes) -> bytes:
         if self._inflate.eof:
