@@ -249,6 +249,8 @@ async def test_time_outs(kind: type[httpx.TimeoutException], where: str, mock_cl
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert nursery.child_tasks
         mock_clock.jump(2)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not nursery.child_tasks
 
 
 async def test_a_cancel_in_the_middle_of_a_body_closes_the_socket() -> None:

@@ -217,6 +217,8 @@ async def test_a_stalled_answer(sent: bytes, tls: bool, streaming: bool, mock_cl
             await trio.testing.wait_all_tasks_blocked(0.001)
             assert counts() == (0, 1, 0)
             mock_clock.jump(2)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not nursery.child_tasks
         await server.saw_the_end()
         assert counts() == (0, 0, 0)
 
@@ -246,6 +248,8 @@ async def test_a_stalled_upload(tls: bool, mock_clock: MockClock) -> None:
             await trio.testing.wait_all_tasks_blocked(0.01)
             assert counts() == (0, 1, 0)
             mock_clock.jump(31)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not nursery.child_tasks
         assert counts() == (0, 0, 0)
 
 

@@ -278,6 +278,8 @@ async def test_a_handshake_that_takes_too_long(mock_clock: MockClock) -> None:
             await server.quiet.wait()
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(11)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not nursery.child_tasks
         await server.saw_the_end()
         assert counts() == (0, 0, 0)
 

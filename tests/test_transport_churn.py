@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import httpx
+import pytest
 import trio
 import trio.testing
 from test_http import DONE, STOP, chunk, delta, event, http, provider, serving, whole
@@ -27,7 +28,7 @@ from test_transport import HERE, _no_proxy, certified, counts, pool, trusting
 
 from alloy_trio import Message
 from alloy_trio.events import TextDelta
-from alloy_trio.providers import Request
+from alloy_trio.providers import Request, TrioTransport
 from alloy_trio.testing import assert_no_orphans
 
 if TYPE_CHECKING:
@@ -229,9 +230,11 @@ async def test_churn() -> None:
     assert counts() == (0, 0, 0)
 
 
-async def test_churn_with_a_client_of_httpx() -> None:
+@pytest.mark.parametrize("is_ours", [False, True], ids=["httpx", "TrioTransport"])
+async def test_churn_with_a_client_of_httpx(is_ours: bool) -> None:
+    transport = TrioTransport(verify=trusting()) if is_ours else None
     limits = httpx.Limits(max_connections=None)
     with assert_no_orphans():
-        async with httpx.AsyncClient(limits=limits, verify=trusting()) as client:
+        async with httpx.AsyncClient(transport=transport, limits=limits, verify=trusting()) as client:
             became = await churn(600, 2, http_client=client)
     assert sum(became.values()) == 600
