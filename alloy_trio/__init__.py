@@ -19,7 +19,8 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      tools/_tool _schema _context _output _threads
 #   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat _openai_compat_messages (what is sent), _anthropic_reply
 #                      _openai_reply _openai_items _openai_compat_reply _openai_compat_parts _openai_compat_plain (what comes back): pure; _vendors _demo ·
-#                      the network: _http (a provider) over _transport _pool _streams, or over _httpx ·
+#                      the network: _http (a provider) over _transport _pool _streams, or over _httpx;
+#                      _httpx_transport (the first under the second) ·
 #                      providers around providers: _meter _metered _retry ·
 #                      tools/_read _write _edit _bash _paths _process _invocation _settings _executor
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction

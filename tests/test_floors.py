@@ -90,6 +90,7 @@ FLOORS = {
     "providers._demo": 3,
     "providers._http": 3,
     "providers._httpx": 3,
+    "providers._httpx_transport": 3,
     "providers._meter": 3,
     "providers._metered": 3,
     "providers._openai": 3,
@@ -201,7 +202,7 @@ PURE = re.compile(
 )  # wires: bytes in, events out
 
 ONLY_IN = {
-    "httpx": {"providers._httpx"},
+    "httpx": {"providers._httpx", "providers._httpx_transport"},
     "httptools": {"providers._http1"},
     "cattrs": {"_codec"},
     "opentelemetry": {"_otel"},

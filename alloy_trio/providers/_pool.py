@@ -162,7 +162,7 @@ class Pool:
                     self._close_stalled(now)
                     self._next_look = self._next()
         finally:
-            self._close_idle(math.inf)
+            self.close()  # what comes back later, as the run ends, is not kept
 
     def _next(self) -> float:
         oldest = min((kept[0].idle_since for kept in self._idle.values() if kept), default=math.inf)
