@@ -362,7 +362,7 @@ def _calls_at_end(messages: Sequence[object]) -> Sequence[ToolUse]:
 def _defined(middleware: object) -> Sequence[str]:
     """Return the names of the hooks of a middleware that do something."""
     if type(middleware).__dictoffset__ == 0 and not hasattr(type(middleware), "__getattr__"):
-        kind: type[Any] = type(middleware)
+        kind: Any = type(middleware)
         return _defined_by(kind)  # it can have none besides
     return [name for name in _HOOKS if _does_something(getattr(middleware, name, None), name)]
 
