@@ -86,6 +86,7 @@ FLOORS = {
     # 3: wires and edges
     "providers._anthropic": 3,
     "providers._anthropic_media": 3,
+    "providers._anthropic_messages": 3,
     "providers._anthropic_reply": 3,
     "providers._demo": 3,
     "providers._http": 3,
