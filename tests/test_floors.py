@@ -99,6 +99,7 @@ FLOORS = {
     "providers._openai_compat_parts": 3,
     "providers._openai_compat_plain": 3,
     "providers._openai_items": 3,
+    "providers._openai_messages": 3,
     "providers._openai_compat_reply": 3,
     "providers._openai_reply": 3,
     "providers._pool": 3,
