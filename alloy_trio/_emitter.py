@@ -22,10 +22,43 @@ logger = logging.getLogger("alloy_trio")
 OnEvent: TypeAlias = "Callable[[Envelope], object]"
 
 
-class Sink(Protocol):
-    """Takes the envelopes of one read, in order, and returns when they have been taken."""
+class Numbered:
+    """
+    The events of one read, in order, with what their envelopes have. An envelope is made for whoever wants it.
 
-    def __call__(self, batch: tuple[Envelope, ...], /) -> Awaitable[None]:
+    Attributes:
+        events: The events.
+        first: The number of the first one.
+    """
+
+    __slots__ = ("_correlation_id", "_time", "_turn", "events", "first")
+
+    def __init__(self, events: tuple[Event, ...], first: int, correlation_id: str, turn: int) -> None:
+        self.events = events
+        self.first = first
+        self._correlation_id = correlation_id
+        self._turn = turn
+        self._time = time.time()
+
+    def envelope(self, place: int) -> Envelope:
+        """Return the envelope of one of the events."""
+        return Envelope(
+            seq=self.first + place,
+            correlation_id=self._correlation_id,
+            turn=self._turn,
+            ts=self._time,
+            event=self.events[place],
+        )
+
+    def envelopes(self) -> list[Envelope]:
+        """Return those of all of them."""
+        return [self.envelope(place) for place in range(len(self.events))]
+
+
+class Sink(Protocol):
+    """Takes the events of one read, and returns when they have been taken."""
+
+    def __call__(self, batch: Numbered, /) -> Awaitable[None]:
         """Hand over `batch`."""
         ...
 
@@ -41,7 +74,7 @@ class Emitter:
         self._on_event = on_event
         self._sink = sink
         # Two tools that end at once must not overtake each other in an async callback; a channel keeps order by itself.
-        self._order = trio.StrictFIFOLock()
+        self._order = None if on_event is None else trio.StrictFIFOLock()
 
     @property
     def is_heard(self) -> bool:
@@ -59,10 +92,10 @@ class Emitter:
     async def emit(self, *events: Event) -> int:
         """Hand over `events` and return when all listeners have had them; gives the number of the first."""
         first, batch = self._number(events)
-        if batch:
-            if self._on_event is not None:
+        if batch is not None:
+            if self._on_event is not None and self._order is not None:
                 async with self._order:
-                    for envelope in batch:
+                    for envelope in batch.envelopes():
                         await self._call_back(self._on_event, envelope)
             if self._sink is not None:
                 await self._sink(batch)
@@ -72,10 +105,10 @@ class Emitter:
         """Do the same with the last events of a run: a cancel that comes now keeps none of them from a sync `on_event`."""
         first, batch = self._number(events)
         self.has_ended = True
-        if self._on_event is not None:
-            for envelope in batch:
+        if self._on_event is not None and batch is not None:
+            for envelope in batch.envelopes():
                 await self._call_back(self._on_event, envelope)
-        if batch and self._sink is not None:
+        if batch is not None and self._sink is not None:
             await self._sink(batch)
         return first
 
@@ -83,25 +116,21 @@ class Emitter:
         """Tell an `on_event` that is no async function, and nobody else, without waiting: for a run that is being cancelled."""
         first, batch = self._number(events)
         self.has_ended = True
-        if self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
-            for envelope in batch:
+        if batch is not None and self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
+            for envelope in batch.envelopes():
                 answer = self._safely(self._on_event, envelope)
                 if inspect.iscoroutine(answer):
                     answer.close()
         return first
 
-    def _number(self, events: tuple[Event, ...]) -> tuple[int, tuple[Envelope, ...]]:
+    def _number(self, events: tuple[Event, ...]) -> tuple[int, Numbered | None]:
         first = self._seq + 1
         self._seq += len(events)
         if not events or not self.is_heard:
-            return first, ()
-        now = time.time()
-        batch = tuple(
-            Envelope(seq=seq, correlation_id=self.correlation_id, turn=self.turn, ts=now, event=event)
-            for seq, event in enumerate(events, first)
-        )
+            return first, None
+        batch = Numbered(events, first, self.correlation_id, self.turn)
         if is_on():
-            for envelope in batch:
+            for envelope in batch.envelopes():
                 tell(envelope)
         return first, batch
 

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 
     from ._agent_config import AgentConfig
     from ._config import Config
-    from ._emitter import Sink
-    from ._events import Envelope
+    from ._emitter import Numbered, Sink
     from ._requests import AgentRequest
     from ._result import Status
     from .tools._tool import Tool
@@ -288,8 +287,8 @@ class Core(Desk):
             return sink
         topic = f"agent:{self.session.id}:events"
 
-        async def publish(batch: tuple[Envelope, ...]) -> None:
-            pubsub.publish(topic, batch)
+        async def publish(batch: Numbered) -> None:
+            pubsub.publish(topic, tuple(batch.envelopes()))
             if sink is not None:
                 await sink(batch)
 

@@ -145,7 +145,8 @@ async def run_loop(run: Run) -> Result:
     # A stream is made a moment before its task runs: another run may have ended in between.
     if session._running or session.messages is not run.began_from:  # noqa: SLF001 - the session's half of this guard
         busy = InvalidOption("this session is in another run just now: wait for it, or give this run one of its own")
-        run.outcome, run.emitter.has_ended = run.result("error", busy), True
+        run.ends_as("error", busy)
+        run.emitter.has_ended = True
         raise busy
     session._running = True  # noqa: SLF001 - as above
     cents = run.config.max_budget_cents
@@ -162,7 +163,8 @@ def _check_prices(run: Run) -> None:
         for each in run.metered:
             each.check()
     except UnknownPrice as error:
-        run.outcome = error.result = run.result("error", error)
+        run.ends_as("error", error)
+        error.result = run.outcome
         run.emitter.has_ended = True
         raise
 
@@ -225,7 +227,7 @@ async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadli
     """Call the last hooks, which may change the end, and tell everybody of it."""
     if end.reason is not None:
         run.metadata["budget_exceeded"] = end.reason
-    run.outcome = run.result(end.status, end.error)
+    run.ends_as(end.status, end.error)
     try:
         await _settle(run, end, deadline)
         if end.status == "timed_out":
@@ -236,7 +238,7 @@ async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadli
     finally:
         if not run.emitter.has_ended:
             _tell_end_nowait(run, end, batch)
-        run.outcome = run.result(end.status, end.error)
+        run.ends_as(end.status, end.error)
         story.ends(end.status, end.error)
         if end.error is not None:
             with contextlib.suppress(AttributeError):  # an exception of somebody's own may have no room for it
@@ -258,7 +260,7 @@ async def _settle(run: Run, end: _End, deadline: float) -> None:
         if not decided and end.status not in {"error", "timed_out"}:
             end.status, end.error = "cancelled", None
         run.commit()
-        run.outcome = run.result(end.status, end.error)
+        run.ends_as(end.status, end.error)
         run.controls.settle()
 
 

@@ -32,7 +32,7 @@ def _base64(data: bytes | str | None) -> str | None:
     return base64.b64encode(data).decode() if isinstance(data, bytes | bytearray | memoryview) else data
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)  # there are millions of them
 class Text:
     """
     Plain text.
@@ -48,7 +48,7 @@ class Text:
     provider_data: JSONObject | None = None
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Thinking:
     """
     The model's reasoning, as far as the provider shows it.
@@ -70,7 +70,7 @@ class Thinking:
         return self.signature is None and (self.provider_data or {}).keys() == {"field"}
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class ToolUse:
     """
     The model asks for a tool that we run.
@@ -91,7 +91,7 @@ class ToolUse:
     provider_data: JSONObject | None = None
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class ServerToolUse:
     """
     The model used a tool that the provider runs itself. Kept, sent back, never answered by us.
@@ -109,7 +109,7 @@ class ServerToolUse:
     provider_data: JSONObject | None = None
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class ServerToolResult:
     """
     What a provider-run tool gave.
@@ -123,7 +123,7 @@ class ServerToolResult:
     payload: JSONObject
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Image:
     """
     An image, inline or by address.
@@ -139,7 +139,7 @@ class Image:
     uri: str | None = None
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Audio:
     """
     Sound, inline or by address.
@@ -155,7 +155,7 @@ class Audio:
     uri: str | None = None
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Video:
     """
     Moving pictures, inline or by address.
@@ -171,7 +171,7 @@ class Video:
     uri: str | None = None
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Document:
     """
     A document, inline or by address.
@@ -189,7 +189,7 @@ class Document:
     name: str | None = attrs.field(default=None, kw_only=True)
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Opaque:
     """
     A block of a kind we do not know, or only the provider understands.
@@ -229,7 +229,7 @@ def _role(_: object, __: object, role: object) -> None:
         raise InvalidOption(f"{role!r} is no role of a message: it is user or assistant{advice}")
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class ToolResult:
     """
     The answer to one `ToolUse`.
@@ -270,7 +270,7 @@ BLOCK_TYPES: tuple[type[Block], ...] = get_args(Block)
 _EXACT_BLOCKS = frozenset(BLOCK_TYPES)
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Message:
     """
     One turn of one side.

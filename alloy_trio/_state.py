@@ -17,7 +17,6 @@ a reasoning item without its follower. So the history is valid for every provide
 
 from __future__ import annotations
 
-import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +33,7 @@ from ._history import History
 from ._instruments import is_on, tell
 from ._messages import Block, Message, Outcome, Text, Thinking, ToolResult
 from ._middleware import Hooks, RunState
-from ._result import Result, Status
+from ._result import Result, Status, ToolCall
 from ._session import Session
 from ._telemetry import CompactionDone
 from ._usage import NO_USAGE, Usage
@@ -60,14 +59,14 @@ class Recorder:
     def take(self, events: tuple[ProviderEvent | Retry, ...]) -> None:
         """Note the events of one read."""
         for event in events:
-            if isinstance(event, Retry):
-                self.asked = event
-                continue
-            self.has_any = True
             if isinstance(event, TextDelta):
                 self._text.append(event.text)
+            elif isinstance(event, Retry):
+                self.asked = event
+                continue
             elif isinstance(event, BlockEnd) and isinstance(event.block, Thinking) and event.block.is_plain:
                 self._reasoning.append(event.block)
+            self.has_any = True
 
     def partial(self, provider: str, model: str | None, origin: str | None) -> Message | None:
         """Return the message that is kept of a cut answer, or None where nothing is."""
@@ -103,8 +102,10 @@ class Run:
     misfits: int = 0  # answers that were none of `output_type`
     recorder: Recorder | None = None  # while an answer streams
     batch: Batch | None = None  # while tools run
-    batches: list[Batch] = attrs.field(factory=list)  # those that are over
-    outcome: Result | None = None  # once it is settled how the run ended, if only the last events are not taken yet
+    calls: list[ToolCall] = attrs.field(factory=list)  # of the batches that are over
+    cut_batch: Batch | None = None  # the last one, whose calls have not all been told of
+    _ending: tuple[Status, Exception | None] | None = attrs.field(init=False, default=None)
+    _outcome: Result | None = attrs.field(init=False, default=None)
     view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
     _usage_of: Usage | None = attrs.field(init=False, default=None)  # what the sum was made of
     _usage_sum: Usage = attrs.field(init=False, default=NO_USAGE)
@@ -174,14 +175,13 @@ class Run:
 
     def commit(self) -> None:
         """Let the session say what the run has done so far, unless calls wait for their results: then it is no valid history."""
-        if self.batch is not None:
+        messages = self.history.messages
+        if self.batch is not None or (messages is self.session.messages and self._usage_of is self.account.usage):
             return
         if self.session.prefix != self.prefix:
             self.session.prefix = self.prefix
         kept = self.metadata.get("provider_state")
-        self.session.update(
-            self.history.messages, self.usage_of_session, None if kept is None else {"provider_state": kept}
-        )
+        self.session.update(messages, self.usage_of_session, None if kept is None else {"provider_state": kept})
 
     @property
     def usage_of_session(self) -> Usage:
@@ -240,7 +240,10 @@ class Run:
         if self.batch is not None:
             self.history.append(Message.user(*self.batch.results()))
             if recorded:
-                self.batches.append(self.batch)
+                if self.batch.is_told:
+                    self.calls += self.batch.records
+                else:
+                    self.cut_batch = self.batch
             self.batch = self.controls.batch = None
 
     def cut(self, outcome: Outcome) -> Batch | None:
@@ -268,8 +271,18 @@ class Run:
                 return each.name, each.model, getattr(each.provider, "origin", None)
         return self.origin
 
-    def result(self, status: Status, error: Exception | None = None) -> Result:
-        """Return what the run has done so far as a result."""
+    def ends_as(self, status: Status, error: Exception | None = None) -> None:
+        """How the run ends is known, if not for the last time."""
+        self._ending, self._outcome = (status, error), None
+
+    @property
+    def outcome(self) -> Result | None:
+        """The result, once it is known how the run ends, if only the last events are not taken yet. Made for whoever asks."""
+        if self._outcome is None and self._ending is not None:
+            self._outcome = self._result(*self._ending)
+        return self._outcome
+
+    def _result(self, status: Status, error: Exception | None) -> Result:
         messages = self.history.messages
         last = next((message for message in reversed(messages) if message.role == "assistant"), None)
         return Result(
@@ -279,7 +292,7 @@ class Run:
             usage=self.account.usage,
             cost_cents=self.cost_cents,
             overrun_cents=max((budget.overrun for budget in around().budgets), default=Decimal(0)) * 100,
-            tool_calls=tuple(itertools.chain.from_iterable(batch.records for batch in self.batches)),
+            tool_calls=(*self.calls, *(() if self.cut_batch is None else self.cut_batch.records)),
             status=status,
             turns=self.turns,
             error=error,

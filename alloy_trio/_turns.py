@@ -36,7 +36,8 @@ from ._messages import Message
 from ._output import ANSWER_TOOL, MISFIT, MISFITS, REMINDER
 from ._state import Recorder, Run
 from .providers._base import Request, Response, StopReason, as_events
-from .tools._executor import Batch, ToolSettings
+from .tools._executor import Batch
+from .tools._settings import ToolSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -269,7 +270,7 @@ def _tool_settings(run: Run) -> ToolSettings:
         tools=config.tools,
         timeout=config.tool_timeout,
         cancel_grace=config.cancel_grace,
-        limiter=trio.CapacityLimiter(_THREADS),
+        threads=_THREADS,
         working_directory=config.working_directory,
         allowed_paths=(config.working_directory,) if config.allowed_paths is None else config.allowed_paths,
         context=run.context,

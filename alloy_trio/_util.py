@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import inspect
-import secrets
+import random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ JSONObject: TypeAlias = dict[str, Any]
 
 def new_id(prefix: str = "") -> str:
     """Return a random, URL-safe id of 22 characters behind `prefix`."""
-    return prefix + secrets.token_urlsafe(16)
+    number = random.getrandbits(128)
+    return prefix + base64.urlsafe_b64encode(number.to_bytes(16, "big"))[:22].decode()
 
 
 def digest(data: bytes) -> str:

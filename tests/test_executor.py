@@ -32,7 +32,8 @@ from alloy_trio import (
 from alloy_trio.events import Event, ToolEnd, ToolStart
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, error, run_with_responses, text, tool_call
 from alloy_trio.tools import Tool, ToolOutput
-from alloy_trio.tools._executor import Batch, ToolSettings
+from alloy_trio.tools._executor import Batch
+from alloy_trio.tools._settings import ToolSettings
 
 
 def results(result: Result) -> list[ToolResult]:
@@ -481,7 +482,7 @@ def batch_of(*calls: ToolUse, tools: list[Tool]) -> tuple[Batch, Told]:
         tools={each.name: each for each in tools},
         timeout=60,
         cancel_grace=5,
-        limiter=trio.CapacityLimiter(1),
+        threads=1,
         working_directory=Path(),
         allowed_paths=(),
         context={},

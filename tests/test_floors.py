@@ -92,6 +92,7 @@ FLOORS = {
     "providers._demo": 3,
     "providers._http": 3,
     "providers._httpx": 3,
+    "providers._httpx_transport": 3,
     "providers._meter": 3,
     "providers._metered": 3,
     "providers._openai": 3,
@@ -116,6 +117,7 @@ FLOORS = {
     "tools._paths": 3,
     "tools._process": 3,
     "tools._read": 3,
+    "tools._settings": 3,
     "tools._write": 3,
     # 4: the turn
     "_checks": 4,
@@ -204,7 +206,7 @@ PURE = re.compile(
 )  # wires: bytes in, events out
 
 ONLY_IN = {
-    "httpx": {"providers._httpx"},
+    "httpx": {"providers._httpx", "providers._httpx_transport"},
     "httptools": {"providers._http1"},
     "cattrs": {"_codec"},
     "opentelemetry": {"_otel"},

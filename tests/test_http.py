@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from alloy_trio.providers import Response
 
     Handler: TypeAlias = Callable[["Connection"], Awaitable[None]]
+    TLS: TypeAlias = trio.SSLStream[trio.SocketStream]
 
 HI = Request(messages=(Message.user("Hi"),))
 PROMPTLY = 2.0  # seconds in which a closed socket has to be seen
@@ -81,8 +82,8 @@ class Sent:
 class Connection:
     """A client's connection, from the server's side."""
 
-    def __init__(self, stream: trio.SocketStream, server: Server) -> None:
-        self._stream = stream
+    def __init__(self, stream: trio.SocketStream | TLS, server: Server) -> None:
+        self.stream = stream
         self._server = server
         self._read = b""
 
@@ -102,18 +103,18 @@ class Connection:
         return self._server.requests[-1]
 
     async def _more(self) -> bytes:
-        data = bytes(await self._stream.receive_some())
+        data = bytes(await self.stream.receive_some())
         self._read += data
         return data
 
     async def send(self, data: bytes) -> None:
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
 
     async def gone(self) -> None:
         """Say no more, and wait until the client has closed the connection."""
         self._server.quiet.set()
         with contextlib.suppress(trio.BrokenResourceError):
-            while await self._stream.receive_some():
+            while await self.stream.receive_some():
                 pass
         self._server.hung_up.set()
 
@@ -137,20 +138,23 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(handle: Handler) -> AsyncIterator[Server]:
+async def serving(
+    handle: Handler, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", seconds: float = 10
+) -> AsyncIterator[Server]:
     """Run a server on this machine; nothing under it takes longer than some seconds."""
     server = Server()
 
     async def accept(stream: trio.SocketStream) -> None:
         server.connections += 1
         with contextlib.suppress(trio.BrokenResourceError):
-            await handle(Connection(stream, server))
+            given = stream if tls is None else trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
+            await handle(Connection(given, server))
 
-    with trio.fail_after(10):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
-            serve = functools.partial(trio.serve_tcp, accept, 0, host="127.0.0.1")
-            (listener,) = await nursery.start(serve)
-            server.url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
+            (listener,) = await nursery.start(functools.partial(trio.serve_tcp, accept, 0, host=host))
+            address = f"[{host}]" if ":" in host else host
+            server.url = f"http{'s' * bool(tls)}://{address}:{listener.socket.getsockname()[1]}/v1"
             yield server
             nursery.cancel_scope.cancel()
 

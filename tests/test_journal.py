@@ -81,7 +81,8 @@ class Log(MemoryStore):
     async def append(self, session_id: str, records: Sequence[Record]) -> None:
         self._ask("+", records)
         await super().append(session_id, records)
-        self._keep([*self.now, *records])
+        # Two that write at once may hear of it in either order; the log has them in that of their numbers.
+        self._keep(sorted([*self.now, *records], key=lambda record: record.seq))
 
     async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
         self._ask("=", records)

@@ -2,10 +2,12 @@
 Providers: values that turn a `Request` into a `Response`.
 
 `Anthropic` (Messages API), `OpenAI` (Responses API) and `OpenAICompat` (Chat Completions, at any address) speak HTTP; `Demo` is
-offline. Anything with an async `complete(request)` is a `Provider`.
+offline. Anything with an async `complete(request)` is a `Provider`. `TrioTransport` puts their network under a client of httpx.
 """
 
 from __future__ import annotations
+
+import typing as _typing
 
 from .._catalog import Catalog as Catalog
 from .._catalog import ModelInfo as ModelInfo
@@ -23,6 +25,9 @@ from ._openai import OpenAI as OpenAI
 from ._openai_compat import OpenAICompat as OpenAICompat
 from ._vendors import Quirks as Quirks
 
+if _typing.TYPE_CHECKING:
+    from ._httpx_transport import TrioTransport as TrioTransport
+
 __all__ = [
     "Anthropic",
     "Catalog",
@@ -37,7 +42,21 @@ __all__ = [
     "Request",
     "Response",
     "StopReason",
+    "TrioTransport",
     "UsageUpdate",
 ]
 
-_export(globals(), __all__)
+_export(globals(), [name for name in __all__ if name in globals()])
+
+
+if not _typing.TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Load what loads httpx, at its first use."""
+        if name != "TrioTransport":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._httpx_transport import TrioTransport  # noqa: PLC0415 - see above
+
+        globals()[name] = TrioTransport
+        _export(globals(), [name])
+        return TrioTransport

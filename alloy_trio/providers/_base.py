@@ -209,7 +209,7 @@ def unsupported(block: Image | Audio | Video | Document) -> str:
 WireEvents: TypeAlias = list[ProviderEvent]
 
 
-def _parts(body: bytes | tuple[bytes, ...]) -> tuple[bytes, ...]:
+def _parts(body: bytes | tuple[bytes | bytearray, ...]) -> tuple[bytes | bytearray, ...]:
     return (body,) if isinstance(body, bytes) else body
 
 
@@ -221,12 +221,13 @@ class Call:
     Attributes:
         path: Appended to the provider's base URL; begins with a slash.
         headers: Without those that HTTP itself needs. Never shown in a repr: they carry the key.
-        parts: The body, JSON, in parts; given in one piece, it is one.
+        parts: The body, JSON, in parts; given in one piece, it is one. They hold until the next request of the conversation
+            is made.
     """
 
     path: str
     headers: Mapping[str, str] = attrs.field(repr=False)
-    parts: tuple[bytes, ...] = attrs.field(repr=False, converter=_parts)
+    parts: tuple[bytes | bytearray, ...] = attrs.field(repr=False, converter=_parts)
 
     @property
     def body(self) -> bytes:

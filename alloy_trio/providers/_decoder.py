@@ -53,6 +53,11 @@ class Decoder(abc.ABC):
         """
         return self._take(self._parser.feed(data))
 
+    def check(self) -> None:
+        """Raise what failed behind the events that were handed out last."""
+        if self._failure is not None:
+            raise self._failure
+
     def close(self) -> WireEvents:
         """Say that the stream is over, and return the events that only this completes. Raises as `feed` does."""
         return self._take(self._parser.close())
@@ -66,21 +71,19 @@ class Decoder(abc.ABC):
             WireError: The stream ended before the answer did (retryable).
         """
         self.close()
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         if not self.is_complete():
             raise WireError("the stream ended before the answer did", retryable=True)
         return self._response()
 
     def _take(self, received: list[SSEEvent]) -> WireEvents:
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         events: WireEvents = []
         try:
             for event in received:
-                if not event.data.strip():  # an empty `data:` only keeps the connection alive
+                if not event.data or event.data.isspace():  # an empty `data:` only keeps the connection alive
                     continue
-                if b"\\ud" in event.data or b"\\uD" in event.data:
+                if b"\\u" in event.data and (b"\\ud" in event.data or b"\\uD" in event.data):
                     self._join_halves(event)
                 events += self._event(event)
         except ProviderError as failure:

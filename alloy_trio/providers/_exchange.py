@@ -20,12 +20,20 @@ class CannotConnect(ExchangeError):
     """There is no connection: nothing was sent."""
 
 
+class ConnectTimedOut(CannotConnect):
+    """There is none within the time for it."""
+
+
 class CannotAsk(ExchangeError):
     """The request is none that can be sent: nothing was."""
 
 
 class Stalled(ExchangeError):
     """No byte came, or went, for as long as it may take."""
+
+
+class SendStalled(Stalled):
+    """It did not go."""
 
 
 class Broken(ExchangeError):

@@ -210,14 +210,31 @@ class HTTPProvider(abc.ABC):
         """Send a request, and return the answer once its head has come. Raises `ExchangeError`."""
         if self.http_client is None and (pool := current_pool()) is not None:
             address = _address(self.base_url)
-            context = (self.ssl_context or default_context()) if address.is_tls else None
-            origin = Origin(address.host, address.port, context)
-            return await exchange(pool, origin, (self._head(call, address), *call.parts), stall=self.stall_timeout)
+            return await exchange(
+                pool, self._origin(address), (self._head(call, address), *call.parts), stall=self.stall_timeout
+            )
         from . import _httpx  # noqa: PLC0415 - loads httpx
 
         stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
         client = self.http_client or _httpx.shared_client(self.ssl_context)
         return await _httpx.post(client, self.base_url + call.path, self._fields(call), call.body, stall=stall)
+
+    def _origin(self, address: _Address) -> Origin:
+        context = (self.ssl_context or default_context()) if address.is_tls else None
+        return Origin(address.host, address.port, context)
+
+    def statistics(self) -> dict[str, int]:
+        """
+        Return how many connections to its server this Trio run has.
+
+        `active` are those that requests have, `waiting` those of them that wait for bytes (none is counted where
+        `stall_timeout` is infinite), `idle` those that are kept for some seconds. All of a server's providers share them. Of
+        an `http_client` of your own, or a proxy's, nothing is known: zeros.
+        """
+        pool = current_pool() if self.http_client is None else None
+        if pool is None:
+            return {"active": 0, "waiting": 0, "idle": 0}
+        return pool.statistics(self._origin(_address(self.base_url)))
 
     def _fields(self, call: Call) -> dict[str, str]:
         headers = {**_HEADERS, **call.headers}
@@ -301,7 +318,7 @@ class HTTPProvider(abc.ABC):
         while chunk:
             if events := decoder.feed(chunk):
                 await emit(*events)
-                decoder.feed(b"")  # raises what failed behind them, in the same read
+                decoder.check()  # raises what failed behind them, in the same read
             # Behind their last event some servers break the connection off, some leave it open.
             if not decoder.is_complete():
                 chunk = await body.read()

@@ -4,8 +4,9 @@ Answers of HTTP/1.1, one after the other on one connection: bytes in, heads and 
 The parsing is httptools', which is llhttp, the parser of Node.js. It is strict where strictness matters: it refuses lengths and
 chunk sizes that are no plain numbers, a length beside chunks, two lengths, line ends without CR, folded lines, white space before
 a colon. What it lets pass and is refused here: versions other than 1.0 and 1.1, transfer codings other than `chunked` (it would
-hand out the coded bytes), 101 (nobody asked for another protocol), an endless head, trailer or chunk extension. It has no notion
-of a body that ends with the connection, nor of bytes behind an answer: that is told from the head, and from its next beginning.
+hand out the coded bytes), 101 (nobody asked for another protocol), statuses below 100, a 1xx with a body, RTSP and ICE (it speaks
+these, too), blank lines ahead of an answer, an endless head, trailer or chunk extension. It has no notion of a body that ends with
+the connection, nor of bytes behind an answer: that is told from the head, and from its next beginning.
 
 RFC 9112 has the rules: section 6.3 for where a body ends, 9.3 for what may be used again.
 """
@@ -23,7 +24,9 @@ MAX_HEAD: Final = 128 * 1024  # bytes of a head, of a trailer, or between two pi
 _EARLY, _SWITCHING, _FINAL = 100, 101, 200
 _LENGTH, _CODING = len("content-length"), len("transfer-encoding")
 _BODILESS = {204, 304}
-_VERSIONS = {"1.1", "1.0"}
+_KEEPS, _CLOSES = "1.1", "1.0"  # whether a connection is used again; 1.0 has that only as an extension
+_START = b"H"  # of HTTP, not of RTSP or ICE
+_NO_BODY = {b"", b"0"}
 
 
 class ResponseParser:
@@ -77,6 +80,8 @@ class ResponseParser:
         if not data:
             self._end()
             return
+        if not self.status and not self._quiet and not data.startswith(_START):
+            raise Broken(f"the answer is no HTTP/1.1: it begins with {data!r:.50}")
         try:
             assert self._parser is not None, "it is closed"
             self._parser.feed_data(data)
@@ -85,6 +90,8 @@ class ResponseParser:
             if not self.is_complete:  # else it is what came behind the answer
                 cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
                 raise cause if isinstance(cause, Broken) else Broken(f"the answer is no HTTP/1.1: {error}") from None
+        if self._headless:
+            self.pieces.clear()  # some servers send one nevertheless
         if self.pieces:
             self._quiet = 0
         elif not self.is_complete:
@@ -121,23 +128,29 @@ class ResponseParser:
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
-        status = self._parser.get_status_code()
-        if status < _FINAL and status != _SWITCHING and status >= _EARLY:
-            self.headers.clear()
-            return
-        if status == _SWITCHING or self._parser.get_http_version() not in _VERSIONS:
-            raise Broken(f"the answer is none of HTTP/1.1: HTTP/{self._parser.get_http_version()} {status}")
+        status, version = self._parser.get_status_code(), self._parser.get_http_version()
+        if status < _EARLY or status == _SWITCHING or version not in {_KEEPS, _CLOSES}:
+            raise Broken(f"the answer is none of HTTP/1.1: HTTP/{version} {status}")
         has_length = False
         for name, value in self.headers:
             if len(name) == _LENGTH and name.lower() == b"content-length":
-                has_length = True
+                has_length = has_length or status >= _FINAL or value.strip() not in _NO_BODY
             elif len(name) == _CODING and name.lower() == b"transfer-encoding":
-                if has_length or value.lower() != b"chunked":
+                if has_length or value.strip().lower() != b"chunked":
                     raise Broken(f"the answer has the transfer coding {value!r:.50}, and was asked for none")
                 has_length = True
+        if status < _FINAL:
+            if has_length:  # RFC 9110, 15.2: it ends with its head; but the parser would read a body
+                raise Broken(f"an early answer, {status}, with a body")
+            self.headers.clear()
+            return
         self.status = status
         self._ends_with_connection = not has_length and status not in _BODILESS
-        self.is_reusable = not self._headless and not self._ends_with_connection and self._parser.should_keep_alive()
+        self.is_reusable = (
+            version == _KEEPS
+            and not (self._headless or self._ends_with_connection)
+            and self._parser.should_keep_alive()
+        )
         self.is_complete = self._headless
 
     def on_message_complete(self) -> None:

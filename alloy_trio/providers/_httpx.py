@@ -167,7 +167,15 @@ def shared_client(context: ssl.SSLContext | None) -> httpx.AsyncClient:
         _kept.set(WeakSet())
     if (client := clients.get(context)) is None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        client = clients[context] = httpx.AsyncClient(limits=limits, verify=True if context is None else context)
+        try:
+            client = httpx.AsyncClient(limits=limits, verify=True if context is None else context)
+        except (
+            ImportError,
+            ValueError,
+            httpx.InvalidURL,
+        ) as error:  # SOCKS without its package, an address that is none
+            raise CannotAsk(f"the proxy of the environment cannot be used: {error}") from error
+        clients[context] = client
         trio.lowlevel.spawn_system_task(_close_at_the_end, client, name="alloy_trio client of httpx")
     return client
 

@@ -70,7 +70,7 @@ class Meter:
 
     def take(self, event: ProviderEvent) -> bool:
         """Count an event. Whether more may come; if not, the attempt is to be cut behind it."""
-        self._count(event)
+        self.count(event)
         if not self.limited or self.price is None:
             return True
         if isinstance(event, UsageUpdate) and prompt_tokens(event.usage):
@@ -106,7 +106,13 @@ class Meter:
             return self.price.cost(attrs.evolve(usage, server_tool_calls=0)) or Decimal(0), False
         return cost, True
 
-    def _count(self, event: ProviderEvent) -> None:
+    def count(self, event: ProviderEvent) -> None:
+        """Count an event."""
+        if type(event) is TextDelta:  # nearly all of them
+            self._open.add("text")
+            self._deltas += 1
+            self._bytes += text_bytes(event.text)
+            return
         match event:
             case TextDelta(text=piece) | ThinkingDelta(text=piece) | ToolInputDelta(json=piece):
                 self._open.add(_block_of(event))

@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 import attrs
 import trio
@@ -50,6 +51,9 @@ _ASKED = 8192  # tokens of an answer that are asked for under a budget where nob
 _LEAST = 1024  # tokens below which an answer is not worth asking for
 _ALWAYS: contextlib.AbstractContextManager[object, bool | None] = contextlib.nullcontext()
 _AT_THE_CAP = 0.95  # of it: vendors do not all count alike
+
+
+_definitions: WeakKeyDictionary[Tool, bytes] = WeakKeyDictionary()  # each run needs them, and a tool never changes
 
 
 class Metered:
@@ -231,7 +235,9 @@ class _Attempt:
     )
 
     def emit(self, outer: Emit) -> Emit:
-        """Return what the provider is to emit into: it counts, and cuts."""
+        """Return what the provider is to emit into: it counts, and, under a budget, cuts."""
+        if not self.meter.limited:
+            return self._counting(outer)
 
         async def emit(*events: ProviderEvent) -> None:
             passed: list[ProviderEvent] = []
@@ -242,14 +248,26 @@ class _Attempt:
                 elif not is_cut:
                     is_cut = not self.meter.take(event)
                     passed.append(event)
-            if passed and not self.meter.limited:
-                await outer(*passed)
-            elif passed:
+            if passed:
                 with self.meter.reservation.blocked():
                     await outer(*passed)
             if is_cut and self.scope is not None:
                 self.scope.cancel()
                 await trio.lowlevel.checkpoint_if_cancelled()
+
+        return emit
+
+    def _counting(self, outer: Emit) -> Emit:
+        count = self.meter.count
+
+        async def emit(*events: ProviderEvent) -> None:
+            reports = False
+            for event in events:
+                count(event)
+                reports = reports or type(event) is UsageUpdate
+            passed = tuple(event for event in events if type(event) is not UsageUpdate) if reports else events
+            if passed:
+                await outer(*passed)
 
         return emit
 
@@ -314,8 +332,14 @@ def measured(request: Request) -> Size:
 
 def fixed_part(system_prompt: str | None, tools: tuple[Tool, ...]) -> bytes:
     """Return the part of a request that stands before the messages, about as long as any API has it."""
-    definitions = encode([[tool.name, tool.description, tool.input_schema] for tool in tools])
-    return (system_prompt or "").encode("utf-8", "surrogatepass") + definitions
+    definitions = b",".join([_definition(tool) for tool in tools])
+    return b"%s[%s]" % ((system_prompt or "").encode("utf-8", "surrogatepass"), definitions)
+
+
+def _definition(tool: Tool) -> bytes:
+    if (known := _definitions.get(tool)) is None:
+        known = _definitions[tool] = encode([tool.name, tool.description, tool.input_schema])
+    return known
 
 
 def _reported(response: Response) -> Usage:

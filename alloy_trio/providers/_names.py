@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._errors import InvalidOption
-from ._base import Provider
 from ._vendors import VENDORS
+
+if TYPE_CHECKING:
+    from ._base import Provider
 
 _OWN_WIRE = ("anthropic", "openai")
 
@@ -28,7 +30,7 @@ def resolve(provider: Provider | str) -> Provider:
         return make(name.strip().lower(), model.strip() or None)
     if isinstance(provider, type):
         raise InvalidOption(f"provider={provider.__name__} is a class: give an instance of it, {provider.__name__}(…)")
-    if not isinstance(provider, Provider):
+    if not callable(getattr(provider, "complete", None)):
         raise InvalidOption(f"provider={provider!r} is no provider: it needs an async method complete(request)")
     return provider
 

@@ -62,7 +62,7 @@ class Portable:
     def __init__(self, origin: str, epoch: int) -> None:
         self._origin = origin
         self._epoch = epoch
-        self._taken = collections.Counter[str]()
+        self._taken: dict[str, int] = {}  # how often an id was taken
         self._ids: dict[
             str, list[str]
         ] = {}  # what the calls of an id are called now, of the last message that has such
@@ -76,7 +76,7 @@ class Portable:
         renamed = [_unique_id(call, self._taken) for call in calls] if foreign else calls
         if not foreign:
             for call in calls:
-                self._taken[call] += 1
+                self._taken[call] = self._taken.get(call, 0) + 1
         self._ids = {}
         if renamed != calls or len(set(calls)) < len(calls):
             self._ids = {call: [new for old, new in zip(calls, renamed, strict=True) if old == call] for call in calls}
@@ -108,13 +108,13 @@ def portable_id(call_id: str) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', call_id)[:40]}_{_digest(call_id)}"
 
 
-def _unique_id(call_id: str, taken: collections.Counter[str]) -> str:
+def _unique_id(call_id: str, taken: dict[str, int]) -> str:
     """Return a portable id that no call so far has: a function of this one and of the calls before it."""
     new = portable_id(call_id)
     while new in taken:
-        taken[call_id] += 1
+        taken[call_id] = taken.get(call_id, 0) + 1
         new = portable_id(f"{call_id} {taken[call_id]}")  # with a blank, it is hashed
-    taken[new] += 1
+    taken[new] = taken.get(new, 0) + 1
     return new
 
 

@@ -65,9 +65,13 @@ class Connection:
 
     def close(self) -> None:
         """Close it, at once."""
+        self.close_stream()
+        self.parser.close()
+
+    def close_stream(self) -> None:
+        """Close it under somebody who waits for it, and is told so."""
         with contextlib.suppress(OSError):
             self.stream.close()
-        self.parser.close()
 
 
 class Pool:
@@ -92,6 +96,12 @@ class Pool:
     def idle(self) -> list[Connection]:
         """Those that are kept for a next request."""
         return [each for kept in self._idle.values() for each in kept]
+
+    def statistics(self, origin: Origin) -> dict[str, int]:
+        """Return how many connections to an origin there are: `active` ones, those of them that wait for bytes, and `idle` ones."""
+        active = [each for each in self.active if each.origin == origin]
+        waiting = sum(each.waits_until < math.inf for each in active)
+        return {"active": len(active), "waiting": waiting, "idle": len(self._idle.get(origin, ()))}
 
     def take(self, origin: Origin) -> Connection | None:
         """Return the idle connection that was used last, if there is one on which nothing has come meanwhile."""
@@ -152,7 +162,7 @@ class Pool:
                     self._close_stalled(now)
                     self._next_look = self._next()
         finally:
-            self._close_idle(math.inf)
+            self.close()  # what comes back later, as the run ends, is not kept
 
     def _next(self) -> float:
         oldest = min((kept[0].idle_since for kept in self._idle.values() if kept), default=math.inf)
@@ -169,5 +179,5 @@ class Pool:
     def _close_stalled(self, now: float) -> None:
         for connection in self.active:
             if connection.waits_until <= now:
-                connection.is_stalled = True
-                connection.stream.close()
+                connection.is_stalled, connection.waits_until = True, math.inf
+                connection.close_stream()

@@ -12,11 +12,11 @@ import contextlib
 import socket
 import ssl
 import sys
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import trio
 
-from ._exchange import Broken, CannotConnect
+from ._exchange import Broken, CannotConnect, ConnectTimedOut
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,10 +25,14 @@ _CHUNK: Final = 1 << 16  # bytes of a read
 _MOST_PARTS: Final = 64  # of one write; IOV_MAX is 1024 at the least
 
 
+Part: TypeAlias = bytes | bytearray | memoryview
+"""A part of a request. A growing one (a bytearray) must not grow while it is sent."""
+
+
 class ByteStream(Protocol):
     """What an exchange needs of a connection. All of it raises `Broken`."""
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[Part]) -> None:
         """Send all of it. A cancel is seen, also where nothing has to be waited for."""
         ...
 
@@ -58,23 +62,30 @@ class PlainStream:
         given.setblocking(False)  # noqa: FBT003 - the standard library's own
         self._socket = given
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[Part]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        left = list(parts)
+        sent = self._send(parts) if len(parts) <= _MOST_PARTS else 0
+        if sent < sum(map(len, parts)):
+            await self._send_rest(memoryview(b"".join(parts))[sent:])
+
+    async def _send_rest(self, left: memoryview) -> None:
+        """Send what did not fit into the socket at once. It is a copy: the parts may grow while nobody looks."""
         while left:
             try:
-                sent = self._send(left[:_MOST_PARTS])
-            except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._socket)
-                continue
-            except OSError as error:
+            except (OSError, trio.ClosedResourceError) as error:
                 raise Broken(_said(error)) from error
-            left = _rest(left, sent)
+            left = left[self._send((left,)) :]
 
-    def _send(self, parts: list[Any]) -> int:
-        if sys.platform == "win32":  # has no sendmsg
-            return self._socket.send(b"".join(parts))
-        return self._socket.sendmsg(parts)
+    def _send(self, parts: Sequence[Part]) -> int:
+        try:
+            if sys.platform == "win32":  # has no sendmsg
+                return self._socket.send(b"".join(parts))
+            return self._socket.sendmsg(parts)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Broken(_said(error)) from error
 
     async def receive(self) -> bytes:
         while True:
@@ -107,17 +118,22 @@ class PlainStream:
 class TLSStream:
     """A TLS connection over TCP."""
 
-    __slots__ = ("_socket", "_stream")
+    __slots__ = ("_is_cut", "_socket", "_stream")
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self._stream = stream
         self._socket = stream.transport_stream.socket
+        self._is_cut = False  # it could not send
 
-    async def send(self, parts: Sequence[bytes]) -> None:
+    async def send(self, parts: Sequence[Part]) -> None:
+        self._is_cut = True
         with _broken():
             await self._stream.send_all(b"".join(parts))
+        self._is_cut = False
 
     async def receive(self) -> bytes:
+        if self._is_cut:
+            return await self._last_words()
         with _broken():
             first = bytes(await self._stream.receive_some(_CHUNK))
         return b"".join((first, *self._drained())) if first else first
@@ -133,7 +149,7 @@ class TLSStream:
 
     def _drained(self) -> list[bytes]:
         """Return what else has arrived, without waiting."""
-        # Trio's own attribute: without it, records come one by one, which is slower, and right.
+        # Trio's own attribute, as below: without it, records come one by one, which is slower, and right.
         inner: Any = getattr(self._stream, "_ssl_object", None)
         drained: list[bytes] = []
         with contextlib.suppress(ssl.SSLError):  # there is no more; and what has failed will again
@@ -141,13 +157,26 @@ class TLSStream:
                 drained.append(data)
         return drained
 
+    async def _last_words(self) -> bytes:
+        """Return what came before the server closed it. Trio's stream reads no more once it could not send."""
+        incoming: Any = getattr(self._stream, "_incoming", None)
+        with _broken():
+            while incoming is not None:
+                if drained := self._drained():
+                    return b"".join(drained)
+                if not (data := await self._socket.recv(_CHUNK)):
+                    break
+                incoming.write(data)
+        return b""
+
 
 async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds: float) -> ByteStream:
     """
     Open a connection, with TLS if there is a context for it, by whichever of the host's addresses answers first.
 
     Raises:
-        CannotConnect: It cannot be had within so many seconds.
+        CannotConnect: It cannot be had.
+        ConnectTimedOut: Not within so many seconds.
     """
     try:
         with trio.fail_after(seconds):
@@ -155,16 +184,16 @@ async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds:
             if context is not None:
                 return await _with_tls(stream, host, context)
     except trio.TooSlowError:
-        raise CannotConnect(f"no answer within {seconds:g} seconds") from None
-    except OSError as error:
+        raise ConnectTimedOut(f"no answer within {seconds:g} seconds") from None
+    except (OSError, ValueError) as error:  # the second: a name that cannot be one
         raise CannotConnect(_said(error.__cause__ if isinstance(error.__cause__, OSError) else error)) from error
     return PlainStream(_taken_over(stream))
 
 
 async def _with_tls(stream: trio.SocketStream, host: str, context: ssl.SSLContext) -> TLSStream:
-    wrapped = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     done = False
     try:
+        wrapped = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         await wrapped.do_handshake()
         done = True
     except trio.BrokenResourceError as error:
@@ -181,20 +210,11 @@ def _taken_over(stream: trio.SocketStream) -> socket.socket:
     return socket.socket(family, kind, protocol, fileno=stream.socket.detach())
 
 
-def _rest(parts: list[Any], sent: int) -> list[Any]:
-    """Return what is left of the parts (bytes, or views of them) when so many bytes are sent."""
-    for number, part in enumerate(parts):
-        if sent < len(part):
-            return [memoryview(part)[sent:], *parts[number + 1 :]]
-        sent -= len(part)
-    return []
-
-
 @contextlib.contextmanager
 def _broken() -> Iterator[None]:
     try:
         yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
         raise Broken(_said(error.__cause__ or error)) from error
 
 

@@ -33,7 +33,7 @@ class _Before(NamedTuple):
     """What there was before the last message."""
 
     message: Message | None
-    done: bytes
+    done: int  # how much of it
     open: list[JSONObject]
     written: bytes | None
 
@@ -66,8 +66,8 @@ class Transcript(abc.ABC):
         self._portable = Portable(self._origin, self._epoch)
         self._count = 0
         self._last: Message | None = None
-        self._before = _Before(None, b"", [], None)
-        self._done = b""
+        self._before = _Before(None, 0, [], None)
+        self._done = bytearray()
         self._written: bytes | None = None  # what is open, if that was needed already
         self.open: list[JSONObject] = []
 
@@ -84,9 +84,9 @@ class Transcript(abc.ABC):
 
     def body(
         self, field: str, fields: bytes, *, first: Sequence[JSONObject] = (), last: Sequence[JSONObject] | None = None
-    ) -> tuple[bytes, ...]:
+    ) -> tuple[bytes | bytearray, ...]:
         """
-        Return a request's body in parts.
+        Return a request's body in parts; one of them is what is kept itself, and grows when more is taken.
 
         Args:
             field: Where the messages stand.
@@ -95,7 +95,7 @@ class Transcript(abc.ABC):
             last: What to write in place of `open`.
         """
         start = b'%s,"%s":[' % (fields[:-1], field.encode())
-        parts = [start]
+        parts: list[bytes | bytearray] = [start]
         for part in (_inner(first), self._done, self._write_open() if last is None else _inner(last)):
             if part:
                 parts += (part,) if len(parts) == 1 else (b",", part)
@@ -122,17 +122,20 @@ class Transcript(abc.ABC):
         if self._last is None or self._last.role != "user" or (count > 1 and messages[count - 2] is not before.message):
             return False
         self._count, self._last = count - 1, before.message
-        self._done, self.open, self._written = before.done, before.open, before.written
+        self.open, self._written = before.open, before.written
+        del self._done[before.done :]
         return True
 
     def _take(self, message: Message) -> None:
-        self._before = _Before(self._last, self._done, self.open, self._written)
+        self._before = _Before(self._last, len(self._done), self.open, self._written)
         self._count, self._last = self._count + 1, message
         taken = self._portable.take(message)
         before = list(self.open)
         if taken is not None and (items := self._items(taken, before)):
             written = self._write_open() if len(before) == len(self.open) else _inner(before)
-            self._done = b"%s,%s" % (self._done, written) if self._done and written else self._done or written
+            if self._done and written:
+                self._done += b","
+            self._done += written
             self.open, self._written = items, None
 
 

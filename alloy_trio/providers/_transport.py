@@ -23,14 +23,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ._exchange import Broken, Stalled, Undecodable
+from ._exchange import Broken, SendStalled, Stalled, Undecodable
 from ._pool import Connection, Origin, Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from ._streams import Part
 
 _PIECE: Final = 1 << 20  # bytes that one piece of a compressed body may become
+_PORTION: Final = 1 << 18  # bytes of a request that have to go within one stall
 _ANY_ZLIB: Final = 47  # zlib's word for: gzip or zlib, as the data says
+_REFUSED: Final = 300  # a status from here on is no answer
 _ENCODING: Final = len("content-encoding")
 _COMPRESSED: Final = {b"gzip", b"x-gzip", b"deflate"}
 
@@ -74,7 +78,12 @@ def default_context() -> ssl.SSLContext:
 
 
 async def exchange(
-    pool: Pool, origin: Origin, request: Sequence[bytes], *, stall: float = math.inf, method: bytes = b"POST"
+    pool: Pool,
+    origin: Origin,
+    request: Sequence[Part],
+    *,
+    stall: float = math.inf,
+    method: bytes = b"POST",
 ) -> TrioReply:
     """
     Send a request, and return the answer once its head has come.
@@ -107,17 +116,54 @@ async def exchange(
 
 
 class TrioReply:
-    """An answer that comes on a connection of ours; see `Reply`."""
+    """
+    An answer that comes on a connection of ours; see `Reply`. Takes the connection over.
 
-    __slots__ = ("_connection", "_failure", "_inflate", "_is_open", "_pool", "_stall", "is_untouched")
+    Args:
+        pool: Where the connection goes back to.
+        connection: Where it comes from.
+        stall: Seconds in which no byte comes, or goes, after which it has failed.
+        send_stall: The same of the request alone; None: as `stall`.
+        decodes: Whether a compressed body is decompressed.
+        keeps: Whether the connection may be used again, as far as the request tells.
+    """
 
-    def __init__(self, pool: Pool, connection: Connection, stall: float) -> None:
+    __slots__ = (
+        "_connection",
+        "_decodes",
+        "_failure",
+        "_has_body",
+        "_inflate",
+        "_is_open",
+        "_is_sent",
+        "_keeps",
+        "_pool",
+        "_send_stall",
+        "_stall",
+        "is_untouched",
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        connection: Connection,
+        stall: float,
+        *,
+        send_stall: float | None = None,
+        decodes: bool = True,
+        keeps: bool = True,
+    ) -> None:
         self._pool = pool
         self._connection = connection
         self._stall = stall
+        self._send_stall = stall if send_stall is None else send_stall
+        self._decodes = decodes
+        self._keeps = keeps
         self._inflate: Any = None  # a decompressor of zlib's, whose type has no public name
+        self._has_body = False  # that was decompressed
         self._failure: Broken | None = None  # behind what came before it
         self._is_open = True
+        self._is_sent = False  # all of the request
         self.is_untouched: bool = True  # no byte of it has come
 
     @property
@@ -145,16 +191,19 @@ class TrioReply:
         parser = self._connection.parser
         return parser.is_complete and not parser.pieces and (self._inflate is None or not self._inflate.unconsumed_tail)
 
-    async def begin(self, request: Sequence[bytes], method: bytes = b"POST") -> None:
-        """Send the request, and wait for the head. Raises what `exchange` does."""
+    async def begin(
+        self, request: Sequence[Part], method: bytes = b"POST", more: AsyncIterator[bytes] | None = None
+    ) -> None:
+        """Send the request, and more of it as it comes, and wait for the head. Raises what `exchange` does."""
         done = False
         parser = self._connection.parser
         try:
             parser.begin(method)
-            await self._send(request)
+            self._is_sent = await self._send(request) and (more is None or await self._send_all(more))
             while not parser.status:
                 await self._receive()
-            self._inflate = _decompressor(parser.headers)
+            if self._decodes:
+                self._inflate = _decompressor(parser.headers, is_needed=parser.status < _REFUSED)
             done = True
         finally:
             if not done:
@@ -163,6 +212,8 @@ class TrioReply:
     async def read(self) -> bytes:
         """Return the next bytes of the body, `b""` at its end. Waits only where nothing has come yet."""
         while True:
+            if not self._is_open:
+                raise Broken("the answer is closed")  # its connection may have another's by now
             if self._inflate is not None and self._inflate.unconsumed_tail:
                 return self._decompressed(self._inflate.unconsumed_tail)
             if pieces := self._connection.parser.pieces:
@@ -185,55 +236,76 @@ class TrioReply:
         if self._is_open:
             self._is_open = False
             parser = self._connection.parser
-            self._pool.give_back(self._connection, reusable=parser.is_complete and parser.is_reusable)
+            reusable = self._keeps and self._is_sent and parser.is_complete and parser.is_reusable
+            self._pool.give_back(self._connection, reusable=reusable)
 
-    async def _send(self, request: Sequence[bytes]) -> None:
-        self._wait()
+    async def _send_all(self, more: AsyncIterator[bytes]) -> bool:
+        async for piece in more:
+            if not await self._send((piece,)):
+                return False
+        return True
+
+    async def _send(self, request: Sequence[Part]) -> bool:
+        """Send it, and return whether all of it went. If not, there is something of an answer."""
         try:
-            await self._connection.stream.send(request)
+            for parts in _portions(request):
+                self._wait(self._send_stall)
+                await self._connection.stream.send(parts)
         except Broken:
-            self._check_stall()
+            if self._connection.is_stalled:
+                raise SendStalled(f"no byte went for {self._send_stall:g} seconds") from None
             await self._receive()  # a server may refuse a request before it has read all of it: its answer says why
+            return False
         finally:
             self._connection.waits_until = math.inf
+        return True
 
     async def _receive(self) -> None:
         """Take what comes next. What it completes before something fails is handed out first."""
         connection = self._connection
-        self._wait()
+        self._wait(self._stall)
         try:
             data = await connection.stream.receive()
             self.is_untouched = self.is_untouched and not data
             connection.parser.feed(data)
         except Broken as failure:
-            self._check_stall()
+            if connection.is_stalled:
+                raise Stalled(f"no byte came for {self._stall:g} seconds") from None
             if not connection.parser.pieces:
                 raise
             self._failure = failure
         finally:
             connection.waits_until = math.inf
 
-    def _wait(self) -> None:
-        if self._stall != math.inf:
-            self._pool.wait_until(self._connection, trio.current_time() + self._stall)
-
-    def _check_stall(self) -> None:
-        if self._connection.is_stalled:
-            raise Stalled(f"no byte came, or went, for {self._stall:g} seconds")
+    def _wait(self, seconds: float) -> None:
+        if seconds != math.inf:
+            self._pool.wait_until(self._connection, trio.current_time() + seconds)
 
     def _decompressed(self, data: bytes) -> bytes:
+        self._has_body = True
+        if self._inflate.eof:
+            return b""  # else zlib would collect what comes behind its end
         try:
             return bytes(self._inflate.decompress(data, _PIECE))
         except zlib.error as error:
             raise Undecodable(str(error)) from error
 
     def _end(self) -> bytes:
-        if self._inflate is not None and not self._inflate.eof:
+        if self._inflate is not None and not self._inflate.eof and self._has_body:
             raise Undecodable("it ends in the middle")
         return b""
 
 
-def _decompressor(headers: list[tuple[bytes, bytes]]) -> Any:
+def _portions(request: Sequence[Part]) -> Sequence[Sequence[Part]]:
+    """Cut what is large, so that a slow upload is no stall as long as it goes on."""
+    if sum(map(len, request)) <= _PORTION:
+        return (request,)
+    whole = memoryview(b"".join(request))
+    return [(whole[start : start + _PORTION],) for start in range(0, len(whole), _PORTION)]
+
+
+def _decompressor(headers: list[tuple[bytes, bytes]], *, is_needed: bool) -> Any:
+    """Return what decompresses a body; None where it is not compressed, or, if it is not needed, in a way that nobody here knows."""
     for name, value in headers:
         if (
             len(name) == _ENCODING
@@ -241,6 +313,8 @@ def _decompressor(headers: list[tuple[bytes, bytes]]) -> Any:
             and (kind := value.strip().lower()) not in {b"", b"identity"}
         ):
             if kind not in _COMPRESSED:
+                if not is_needed:  # the status says enough
+                    return None
                 raise Undecodable(f"it is compressed as {kind.decode('latin-1')!r:.50}, and was asked not to be")
             return zlib.decompressobj(_ANY_ZLIB)
     return None

@@ -60,7 +60,9 @@ class ToolContext(Generic[D]):
     correlation_id: str = ""
     _emit: Callable[[Custom], Awaitable[None]] = attrs.field(default=_discard, repr=False)
     _cancelled: bool = attrs.field(default=False, init=False, repr=False)
-    _scopes: set[trio.CancelScope] = attrs.field(factory=set, init=False, repr=False)  # of what a thread does in Trio
+    _scopes: set[trio.CancelScope] | None = attrs.field(
+        default=None, init=False, repr=False
+    )  # of what a thread does in Trio
 
     def check_cancelled(self) -> None:
         """
@@ -94,14 +96,15 @@ class ToolContext(Generic[D]):
     async def _inside(self, fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         self.check_cancelled()
         with trio.CancelScope() as scope:
-            self._scopes.add(scope)
+            scopes = self._scopes = self._scopes or set()
+            scopes.add(scope)
             try:
                 return await fn(*args)
             finally:
-                self._scopes.discard(scope)
+                scopes.discard(scope)
         raise _CallCancelled
 
     def _cancel(self) -> None:
         self._cancelled = True
-        for scope in self._scopes:
+        for scope in self._scopes or ():
             scope.cancel()

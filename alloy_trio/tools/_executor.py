@@ -17,9 +17,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -28,71 +26,26 @@ from .._errors import InvalidOption
 from .._events import Custom, ToolEnd, ToolStart
 from .._gate import BlockCall, EditCall
 from .._instruments import is_on, tell
-from .._messages import ToolResult
 from .._result import ToolCall
 from .._telemetry import ToolStarted, ToolStopped
 from ._context import ToolContext
 from ._invocation import Invocation
 from ._output import clip, render
 from ._threads import ThreadResult, call_in_thread
-from ._tool import Tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .._events import Event
     from .._gate import Gate, Verdict
-    from .._messages import Outcome, ToolUse
+    from .._messages import Outcome, ToolResult, ToolUse
     from .._util import JSONObject
+    from ._settings import Emits, ToolSettings
+    from ._tool import Tool
 
 logger = logging.getLogger("alloy_trio.tools")
 
 
 _ATOMS = frozenset({str, int, float, bool, type(None)})
-
-
-class Emits(Protocol):
-    """Who is told of what happens."""
-
-    def unheard(self, count: int) -> int | None:
-        """Number events that nobody would hear, so that they need not be made; None: somebody would."""
-        ...
-
-    async def emit(self, *events: Event) -> int:
-        """Hand over `events`, return when they have been taken, and give the sequence number of the first."""
-        ...
-
-
-@attrs.frozen(kw_only=True)
-class ToolSettings:
-    """
-    What all calls of a run share.
-
-    Attributes:
-        tools: The tools, by name.
-        timeout: Seconds a call may take, unless its tool says otherwise.
-        cancel_grace: Seconds that a cancelled call's thread is waited for, unless its tool says otherwise.
-        limiter: Bounds the threads of this run; never shared, so that nested runs cannot wait for each other.
-        working_directory: For `ToolContext`, as are the rest.
-        allowed_paths: The folders that file tools may touch.
-        context: The user's.
-        deps: The user's.
-        correlation_id: The run's.
-        session_id: The run's session.
-        on_result: Writes a result down, as soon as its call has ended and before anybody is told.
-    """
-
-    tools: Mapping[str, Tool]
-    timeout: float
-    cancel_grace: float
-    limiter: trio.CapacityLimiter
-    working_directory: Path
-    allowed_paths: tuple[Path, ...]
-    context: Mapping[str, Any]
-    deps: Any
-    correlation_id: str
-    session_id: str = ""
-    on_result: Callable[[ToolResult], Awaitable[None]] | None = None
 
 
 class Batch:
@@ -214,6 +167,11 @@ class Batch:
         """The names of the tools that had a call that ended `ok`."""
         return frozenset(invocation.use.name for invocation in self._invocations if invocation.outcome == "ok")
 
+    @property
+    def is_told(self) -> bool:
+        """Whether no event of a call that has begun is missing."""
+        return not self._unannounced()
+
     @functools.cached_property
     def records(self) -> list[ToolCall]:
         """The records of all calls, in call order. Only once it is over, and its ends are numbered."""
@@ -260,15 +218,16 @@ class Batch:
             invocation.log_refused()
 
     async def _run_next(self, waiting: Iterator[Invocation]) -> None:
-        await self._run_one(next(waiting))
+        await (self._run_one if is_on() else self._execute)(next(waiting))
 
     async def _run_one(self, invocation: Invocation) -> None:
-        told = self._tell_start(invocation)
+        if (told := self._tell_start(invocation)) is None:
+            await self._execute(invocation)
+            return
         try:
             await self._execute(invocation)
         finally:
-            if told is not None:
-                self._tell_stop(told, invocation)
+            self._tell_stop(told, invocation)
 
     async def _execute(self, invocation: Invocation) -> None:
         tool = invocation.tool

@@ -51,7 +51,7 @@ class Invocation:
 
     def over(self) -> None:
         """Nothing of it runs any more."""
-        self.has_ended = True
+        self.has_ended, self.scope, self.arguments = True, None, None
         if self._ended is not None:
             self._ended.set()
 

@@ -242,9 +242,9 @@ def _from_function(function: object, namespace: Mapping[str, Any], options: Mapp
 
 def _caller(function: Callable[..., Any], context: tuple[str, ...]) -> Callable[..., object]:
     def call(arguments: Mapping[str, Any], ctx: ToolContext) -> Any:
-        return function(**arguments, **dict.fromkeys(context, ctx))
+        return function(**arguments, **dict.fromkeys(context, ctx)) if context else function(**arguments)
 
     async def call_async(arguments: Mapping[str, Any], ctx: ToolContext) -> Any:
-        return await function(**arguments, **dict.fromkeys(context, ctx))
+        return await call(arguments, ctx)
 
     return call_async if inspect.iscoroutinefunction(unwrapped(function)) else call
