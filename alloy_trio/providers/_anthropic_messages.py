@@ -178,6 +178,10 @@ def _block(block: Block, provider: str, *, ours: bool = False) -> JSONObject | N
     match block:
         case Text():
             return _text(block, cite=ours)
+        case ToolUse():
+            return _call("tool_use", block, sent_arguments(block))
+        case ToolResult():
+            return _result(block, provider)
         case Thinking(provider_data={"type": "redacted_thinking"}):
             return dict(block.provider_data or {})
         case Thinking(text=text, signature=str(signature)) if signature:
@@ -187,16 +191,12 @@ def _block(block: Block, provider: str, *, ours: bool = False) -> JSONObject | N
                 "signature": signature,
                 **(block.provider_data or {}),
             }
-        case ToolUse():
-            return _call("tool_use", block, sent_arguments(block))
         case ServerToolUse():
             return _call("server_tool_use", block, block.input)
         case ServerToolResult(payload=payload):
             return dict(payload)
         case Opaque(provider=owner, payload=payload) if owner == provider:
             return dict(payload)
-        case ToolResult():
-            return _result(block, provider)
         case Image() | Document() | Audio() | Video():
             return media(block)
     return None
