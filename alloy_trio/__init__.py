@@ -17,8 +17,9 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      _budget _reservation (the ledger) · _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks _transcript · HTTP: _exchange _http1 ·
 #                      tools/_tool _schema _context _output _threads
-#   3  wires, edges    providers/_anthropic _anthropic_media _openai _openai_compat _openai_compat_messages (what is sent), _anthropic_reply
-#                      _openai_reply _openai_items _openai_compat_reply _openai_compat_parts _openai_compat_plain (what comes back): pure; _vendors _demo ·
+#   3  wires, edges    providers/_anthropic _anthropic_messages _anthropic_media _openai _openai_messages _openai_compat
+#                      _openai_compat_messages (what is sent), _anthropic_reply _anthropic_plain _openai_reply _openai_plain
+#                      _openai_items _openai_compat_reply _openai_compat_parts _openai_compat_plain (what comes back): pure; _vendors _demo ·
 #                      the network: _http (a provider) over _transport _pool _streams, or over _httpx;
 #                      _httpx_transport (the first under the second) ·
 #                      providers around providers: _meter _metered _retry ·

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from corpus_adapter import WIRES as PROVIDERS
 from corpus_adapter import said
 from corpus_habits import UNEXPLAINED
 from corpus_requests import ABSENT, CORPUS, WIRES, difference, scorer, table, verdicts
+
+from alloy_trio import ProviderError
+from alloy_trio.providers import _anthropic_reply, _openai_compat_reply, _openai_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +24,14 @@ pytestmark = pytest.mark.skipif(not CORPUS.exists(), reason=ABSENT)
 AGREEING = {"anthropic": (116, 133), "openai_responses": (103, 138), "openai_chat": (136, 162)}
 
 Parsed = dict[str, Any]
+
+# The short ways by which an answer of the usual kind is read.
+SHORT = (
+    (_anthropic_reply, "plain_delta"),
+    (_openai_reply, "plain_text"),
+    (_openai_compat_reply, "plain_text"),
+    (_openai_compat_reply, "plain_answer"),
+)
 
 
 async def _outcome(exchange: dict[str, Any], chunks: list[bytes]) -> Parsed | Exception:
@@ -64,3 +77,40 @@ async def test_requests_of_a_recorded_conversation_are_those_recorded(wire: str)
     assert len(found) == total, report
     assert sum(verdict.agrees for verdict in found) >= least, report
     assert all(verdict.reason != UNEXPLAINED for verdict in found), report
+
+
+def _read(exchange: dict[str, Any], chunks: list[bytes]) -> list[Any]:
+    """Return all that an answer means: its events, by reads, and the response, or why there is none."""
+    provider = PROVIDERS[exchange["wire"]](model=exchange["model"] or "m", api_key="key")
+    read: list[Any] = []
+    try:
+        if not exchange["sse"]:
+            return [provider.decode(b"".join(chunks))]
+        decoder = provider.decoder()
+        read += [decoder.feed(chunk) for chunk in chunks]
+        read += [decoder.close(), decoder.finish()]
+    except ProviderError as error:
+        read.append((type(error), str(error)))
+    return read
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_the_short_way_reads_an_answer_as_the_long_one_does(wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same events in the same reads, and the same response. And most of what is streamed takes the short way."""
+    check = scorer()
+    exchanges = [(each, chunks) for each in check.load(wire=wire) for chunks in check.cuts(each)]
+    monkeypatch.setattr("os.urandom", bytes)  # ids of calls that the server gives none, in answers without an id
+    taken: list[bool] = []
+
+    def noted(short: Callable[[bytes], object], data: bytes) -> object:
+        found = short(data)
+        taken.append(found is not None)
+        return found
+
+    for module, name in SHORT:
+        monkeypatch.setattr(module, name, functools.partial(noted, getattr(module, name)))
+    short_way = [_read(*exchange) for exchange in exchanges]
+    for module, name in SHORT:
+        monkeypatch.setattr(module, name, lambda _: None)
+    assert sum(taken) > len(taken) / 2
+    assert short_way == [_read(*exchange) for exchange in exchanges]

@@ -86,6 +86,8 @@ FLOORS = {
     # 3: wires and edges
     "providers._anthropic": 3,
     "providers._anthropic_media": 3,
+    "providers._anthropic_messages": 3,
+    "providers._anthropic_plain": 3,
     "providers._anthropic_reply": 3,
     "providers._demo": 3,
     "providers._http": 3,
@@ -99,7 +101,9 @@ FLOORS = {
     "providers._openai_compat_parts": 3,
     "providers._openai_compat_plain": 3,
     "providers._openai_items": 3,
+    "providers._openai_messages": 3,
     "providers._openai_compat_reply": 3,
+    "providers._openai_plain": 3,
     "providers._openai_reply": 3,
     "providers._pool": 3,
     "providers._retry": 3,

@@ -1,55 +1,33 @@
 """
-Claude, over Anthropic's Messages API: what is sent. `_anthropic_reply` has what comes back.
+Claude, over Anthropic's Messages API: what is sent.
 
-The API checks a history strictly, and each rule of its own is kept in one place here:
+`_anthropic_messages` has what messages become there, `_anthropic_reply` what comes back.
 
-    results before text in a user message; no blank text; no message without blocks            `_content`, `_text`
-    no assistant message that ends in reasoning; no reasoning without its signature            `_messages`, `_block`
-    a provider-run call needs its result once the user has said something else                 `_broken_calls`
-    with a budget for reasoning, a turn that goes on has to begin with reasoning               `_has_lost_its_reasoning`
-
-Everything else of an answer goes back as it came, because current models seal their reasoning over what precedes it: the system
-prompt, the tools and all earlier messages. Where that has changed after all (an image behind an address, say), the newest of
-them refuse the request, unless they are told to drop such reasoning instead: `_drop_unbound`.
+Current models seal their reasoning over what precedes it: the system prompt, the tools and all earlier messages. Where that has
+changed after all (an image behind an address, say), the newest of them refuse the request, unless they are told to drop such
+reasoning instead: `_drop_unbound`.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from .._messages import (
-    Audio,
-    Block,
-    Document,
-    Image,
-    Message,
-    Opaque,
-    ServerToolResult,
-    ServerToolUse,
-    Text,
-    Thinking,
-    ToolResult,
-    ToolUse,
-    Video,
-)
 from .._util import JSONObject
 from . import _anthropic_reply
-from ._anthropic_media import media
-from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
+from ._anthropic_messages import CACHE_MARK, ClaudeTranscript
+from ._base import Call, Request, Response, Terms
 from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
 from ._json import as_dict, as_str
-from ._json import encode as encode_json
-from ._origin import for_origin
 from ._request import cap_output, claude_can_express, claude_schema, has_fees, mentions
+from ._transcript import transcript_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from .._usage import Usage
     from ..tools._tool import Tool
@@ -70,10 +48,6 @@ _DROP = {"prefix_mismatch_behavior": "drop_block"}
 _NO_FEE = ("mcp_toolset", "tool_search_", "web_fetch_", "bash_", "text_editor_", "computer_", "memory_")
 
 _MODEL = re.compile(r"claude-([a-z]+)-(\d+)(?:[-.](\d{1,2}))?(?!\d)")  # a date may follow
-
-_CACHE_MARK = {"type": "ephemeral"}
-_MARKABLE = {"text", "image", "document", "tool_use", "tool_result"}
-_REASONING = {"thinking", "redacted_thinking"}
 
 
 def _tools(tools: Iterable[JSONObject]) -> tuple[JSONObject, ...]:
@@ -130,6 +104,23 @@ class Anthropic(HTTPProvider):
 
     def encode(self, request: Request, *, stream: bool) -> Call:
         """Say what to send."""
+        chat = transcript_of(request, self, lambda: ClaudeTranscript(self))
+        container = _container(request, self.origin) if self._runs_code(request.tools) else ""
+        lost = self._has_budget and chat.has_lost_its_reasoning
+        key = (
+            *(stream, container, lost, request.system_prompt, request.tools, request.tool_choice),
+            *(request.max_output_tokens, request.output_schema),
+        )
+        fields = chat.fields(key, lambda: self._body(request, chat, stream=stream, container=container, lost=lost))
+        path = "/messages" if self.base_url.endswith("/v1") else "/v1/messages"
+        if "messages" in self.extra_body:
+            return Call(path, chat.headers, fields)
+        return Call(path, chat.headers, chat.body("messages", fields, last=chat.marked() if self.cache else None))
+
+    def _body(
+        self, request: Request, chat: ClaudeTranscript, *, stream: bool, container: str, lost: bool
+    ) -> JSONObject:
+        """Return the request without its messages, and put the headers that go with it where the messages are kept."""
         body: JSONObject = {
             "model": self.model,
             "max_tokens": request.max_output_tokens or self.max_output_tokens + self.terms.thinking_budget,
@@ -142,22 +133,19 @@ class Anthropic(HTTPProvider):
             body["tools"] = tools
             if request.tool_choice is not None:
                 body["tool_choice"] = _tool_choice(request.tool_choice)
-        origin = self.origin
-        body["messages"] = messages = _messages(for_origin(request.messages, origin), self.name, origin)
-        if (container := _container(request, origin)) and any(_runs_code(tool) for tool in tools):
+        if container:
             body["container"] = container
         if self.cache:
             _mark(body)
         body |= self.extra_body
-        if as_dict(body.get("thinking")).get("type") == "enabled" and _has_lost_its_reasoning(messages):
+        if lost:
             body["thinking"] = {"type": "disabled"}
         cap_output(body, request.max_output_tokens, "max_tokens")
         if request.output_schema is not None:
             form = {"type": "json_schema", "schema": claude_schema(request.output_schema)}
             body["output_config"] = {"format": form, **as_dict(body.get("output_config"))}
-        headers = self._headers(request.tools, binding=self._drop_unbound(body))
-        path = "/messages" if self.base_url.endswith("/v1") else "/v1/messages"
-        return Call(path, headers, encode_json(body))
+        chat.headers = self._headers(request.tools, binding=self._drop_unbound(body))
+        return body
 
     def decode(self, body: bytes) -> Response:
         """Say what a whole answer means."""
@@ -221,6 +209,17 @@ class Anthropic(HTTPProvider):
             headers["anthropic-beta"] = ",".join(dict.fromkeys(beta for beta in betas if beta))
         return headers
 
+    @property
+    def _has_budget(self) -> bool:
+        """Whether a turn that goes on has to begin with reasoning."""
+        return as_dict(self.extra_body.get("thinking")).get("type") == "enabled"
+
+    def _runs_code(self, tools: Sequence[Tool]) -> bool:
+        """Whether a tool runs code, in a container that is to be kept."""
+        if self.code_execution or any(map(_runs_code, self.server_tools)):
+            return True
+        return any(_runs_code(tool.native[self.name]) for tool in tools if self.name in tool.native)
+
     def _tools(self, tools: Sequence[Tool]) -> list[JSONObject]:
         run_by_provider = [dict(tool) for tool in self.server_tools]
         if self.code_execution:
@@ -274,144 +273,10 @@ def _tool_choice(choice: str) -> JSONObject:
 
 
 def _mark(body: JSONObject) -> None:
-    """Put the cache marks: each says that the prompt up to here is to be cached."""
+    """Put the cache marks of what stands ahead of the messages: each says that the prompt up to here is to be cached."""
     if "system" in body:
-        body["system"] = [{"type": "text", "text": body["system"], "cache_control": _CACHE_MARK}]
+        body["system"] = [{"type": "text", "text": body["system"], "cache_control": CACHE_MARK}]
     for tool in reversed(body.get("tools", [])):
         if not tool.get("defer_loading"):  # a deferred tool is no part of the prompt
-            tool["cache_control"] = _CACHE_MARK
+            tool["cache_control"] = CACHE_MARK
             break
-    for block in reversed(body["messages"][-1]["content"] if body["messages"] else []):
-        if block["type"] in _MARKABLE:
-            block["cache_control"] = _CACHE_MARK
-            break
-
-
-def _messages(messages: Sequence[Message], provider: str, origin: str) -> list[JSONObject]:
-    broken = _broken_calls(messages)
-    encoded = []
-    for message in messages:
-        blocks = list(_content(message, provider, ours=message.origin == origin, broken=broken))
-        while message.role == "assistant" and blocks and blocks[-1]["type"] in _REASONING:
-            blocks.pop()
-        if blocks:
-            encoded.append({"role": message.role, "content": blocks})
-    return encoded
-
-
-def _has_lost_its_reasoning(messages: Sequence[JSONObject]) -> bool:
-    """Whether the model is to go on with a turn that no longer begins with its reasoning, as one of another model's does."""
-    if not messages or (messages[-1]["role"] == "user" and not any(map(_is_result, messages[-1]["content"]))):
-        return False
-    *before, last = messages
-    turn = [last, *itertools.takewhile(_is_in_turn, reversed(before))]
-    answers = [message for message in turn if message["role"] == "assistant"]
-    return bool(answers) and answers[-1]["content"][0]["type"] not in _REASONING
-
-
-def _is_in_turn(message: JSONObject) -> bool:
-    return message["role"] == "assistant" or all(map(_is_result, message["content"]))
-
-
-def _is_result(block: JSONObject) -> bool:
-    return bool(block["type"] == "tool_result")
-
-
-def _broken_calls(messages: Sequence[Message]) -> set[str]:
-    """
-    Return the ids of provider-run calls that have lost their other half.
-
-    A call may stand without a result for a while: where the turn was paused, or waits for results of the user's tools,
-    its result comes in a later answer. The API refuses it once the user has said anything else: that ends the turn, and
-    the result will never come. A result without its call is refused as well. Left alone is a call whose code has called a
-    tool of the user's, which names it as its caller.
-    """
-    uses, results, callers, stale = set[str](), set[str](), set[str](), set[str]()
-    turn_ended = False
-    for message in reversed(messages):
-        if message.role == "user":
-            turn_ended = turn_ended or not all(isinstance(block, ToolResult) for block in message.content)
-            continue
-        here = {block.id for block in message.content if isinstance(block, ServerToolUse)}
-        uses |= here
-        results |= {block.tool_use_id for block in message.content if isinstance(block, ServerToolResult)}
-        callers |= {
-            as_str(as_dict(as_dict(call.provider_data).get("caller")).get("tool_id")) for call in message.tool_uses
-        }
-        if turn_ended:
-            stale |= here - results - callers
-    return stale | (results - uses)
-
-
-def _content(message: Message, provider: str, *, ours: bool, broken: set[str]) -> Iterator[JSONObject]:
-    # A user's message answers the calls before it says anything else.
-    for block in sorted(message.content, key=lambda block: not isinstance(block, ToolResult)):
-        match block:
-            case ServerToolUse(id=call) | ServerToolResult(tool_use_id=call) if call in broken:
-                continue
-            case Opaque(payload={"type": "container_upload"}) if message.role == "assistant":
-                continue  # given by code execution, and refused back
-            case Image() | Document() | Audio() | Video() if message.role == "assistant":
-                yield {"type": "text", "text": unsupported(block)}
-                continue
-        if (encoded := _block(block, provider, ours=ours)) is not None:
-            yield encoded
-
-
-def _block(block: Block, provider: str, *, ours: bool = False) -> JSONObject | None:
-    """Return a block as the API has it, or None for one that it would refuse. `ours`: it is from an answer from here."""
-    match block:
-        case Text():
-            return _text(block, cite=ours)
-        case Thinking(provider_data={"type": "redacted_thinking"}):
-            return dict(block.provider_data or {})
-        case Thinking(text=text, signature=str(signature)) if signature:
-            return {
-                "type": "thinking",
-                "thinking": text,
-                "signature": signature,
-                **(block.provider_data or {}),
-            }
-        case ToolUse():
-            return _call("tool_use", block, sent_arguments(block))
-        case ServerToolUse():
-            return _call("server_tool_use", block, block.input)
-        case ServerToolResult(payload=payload):
-            return dict(payload)
-        case Opaque(provider=owner, payload=payload) if owner == provider:
-            return dict(payload)
-        case ToolResult():
-            return _result(block, provider)
-        case Image() | Document() | Audio() | Video():
-            return media(block)
-    return None
-
-
-def _text(block: Text, *, cite: bool) -> JSONObject | None:
-    if not block.text or block.text.isspace():
-        return None
-    encoded: JSONObject = {"type": "text", "text": block.text, **(block.provider_data or {})}
-    if cite and block.annotations:  # another API's annotations are no citations of this one
-        encoded["citations"] = list(block.annotations)
-    return encoded
-
-
-def _call(kind: str, call: ToolUse | ServerToolUse, arguments: JSONObject) -> JSONObject:
-    return {"type": kind, "id": call.id, "name": call.name, "input": arguments, **(call.provider_data or {})}
-
-
-def _result(result: ToolResult, provider: str) -> JSONObject:
-    content: list[JSONObject] = []
-    for block in result.content:
-        if result.is_error and isinstance(block, Image | Document | Audio | Video):  # an error is text alone
-            content.append({"type": "text", "text": unsupported(block)})
-        elif (part := _block(block, provider)) is not None and (part["type"] == "text" or not result.is_error):
-            content.append(part)
-    if result.is_error and not content:  # an error has to say something
-        content = [{"type": "text", "text": "The tool failed without a message."}]
-    encoded: JSONObject = {"type": "tool_result", "tool_use_id": result.tool_use_id}
-    if content:
-        encoded["content"] = content
-    if result.is_error:
-        encoded["is_error"] = True
-    return encoded

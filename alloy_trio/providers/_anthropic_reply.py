@@ -35,6 +35,7 @@ from .._messages import (
 )
 from .._usage import Usage
 from .._util import JSONObject
+from ._anthropic_plain import Plain, PlainInput, PlainText, PlainThinking, plain_delta
 from ._base import Response, StopReason
 from ._classify import from_error
 from ._decoder import Decoder
@@ -205,6 +206,16 @@ class _GrowingBlock:
                 self._set(name, value)
         return None
 
+    def add_plain(self, delta: Plain) -> ProviderEvent | None:
+        """Take a delta of the usual kind, as `add` would."""
+        match delta:
+            case PlainText():
+                return self._grow("text", delta.text)
+            case PlainThinking():
+                return self._grow("thinking", delta.thinking)
+            case PlainInput():
+                return self._add_json(delta.partial_json)
+
     def _add_json(self, piece: str) -> ProviderEvent | None:
         if not piece:
             return None
@@ -219,13 +230,15 @@ class _GrowingBlock:
         if not isinstance(value, str) or field in _OVERWRITTEN:
             self.raw[field] = value
             return None
-        self.pieces.setdefault(field, [as_str(self.raw.get(field))]).append(value)
-        match self.raw.get("type"), field:
-            case "text", "text" if value:
-                return TextDelta(value)
-            case "thinking", "thinking" if value:
-                return ThinkingDelta(value)
-        return None
+        return self._grow(field, value)
+
+    def _grow(self, field: str, piece: str) -> ProviderEvent | None:
+        if (pieces := self.pieces.get(field)) is None:
+            pieces = self.pieces[field] = [as_str(self.raw.get(field))]
+        pieces.append(piece)
+        if not piece or field != self.raw.get("type"):
+            return None
+        return TextDelta(piece) if field == "text" else ThinkingDelta(piece) if field == "thinking" else None
 
     def whole(self) -> JSONObject:
         """Return the block as it stands in a whole answer."""
@@ -256,8 +269,13 @@ class AnthropicDecoder(Decoder):
         return _response(self._message, tuple(self._content), self._provider)
 
     def _event(self, event: SSEEvent) -> WireEvents:
-        if self._done or event.data.strip() == b"[DONE]":
+        if self._done:
             return []
+        if event.event in {None, "content_block_delta"} and (events := self._plain(event.data)) is not None:
+            return events
+        return [] if event.data.strip() == b"[DONE]" else self._read(event)
+
+    def _read(self, event: SSEEvent) -> WireEvents:
         data = as_dict(decode_json(event.data))
         match as_str(data.get("type")) or event.event:
             case "message_start":
@@ -303,6 +321,13 @@ class AnthropicDecoder(Decoder):
             self._grow(index, {"type": kind})  # a server that does not open its blocks
             block = self._open[index]
         piece = block.add(delta)
+        return [] if piece is None else [piece]
+
+    def _plain(self, data: bytes) -> WireEvents | None:
+        """Take a delta of the usual kind for a block that is open; returns None for anything else."""
+        if (found := plain_delta(data)) is None or (block := self._open.get(found.index)) is None:
+            return None
+        piece = block.add_plain(found.delta)
         return [] if piece is None else [piece]
 
     def _grow(self, index: int, raw: JSONObject) -> WireEvents:

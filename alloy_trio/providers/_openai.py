@@ -1,5 +1,7 @@
 """
-OpenAI, over its Responses API: what is sent. `_openai_reply` has what comes back.
+OpenAI, over its Responses API: what is sent.
+
+`_openai_messages` has what messages become there, `_openai_reply` what comes back.
 
 What is sent is a list of items, and there are two ways to go on from an answer:
 
@@ -7,50 +9,36 @@ What is sent is a list of items, and there are two ways to go on from an answer:
                           sealed (`encrypted_content`) and goes back as it came, in the epoch of the conversation it is from.
     chained               The server keeps each answer; a request names the last one and carries what is new.
 
-Rules of the API that the code below does not show by itself:
+Only the first is serialized once, a `ResponsesTranscript`: what is chained is short.
 
-    a reasoning item stands right before what it led to, and never last                        `_assistant_items`
-    an item that names its id may need the reasoning that once stood before it                 `_assistant_items`
-    a tool that does not say `strict` gets it, and its optional parameters become required     `_definition`
+A rule of the API that the code below does not show by itself: a tool that does not say `strict` gets it, and its optional
+parameters become required (`_definition`).
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import attrs
 
-from .._messages import (
-    Audio,
-    Block,
-    Document,
-    Image,
-    Message,
-    Opaque,
-    ServerToolUse,
-    Text,
-    Thinking,
-    ToolResult,
-    ToolUse,
-    Video,
-)
 from .._util import JSONObject
 from . import _openai_reply
-from ._base import Call, Request, Response, Terms, sent_arguments, unsupported
+from ._base import Call, Request, Response, Terms
 from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
-from ._json import as_dict, as_list, as_str, parse_arguments
+from ._json import as_dict, as_list, as_str
 from ._json import encode as encode_json
-from ._openai_reply import CUSTOM_CALL
-from ._origin import current_epoch, for_origin
+from ._openai_messages import ResponsesTranscript, items_behind
+from ._origin import for_origin
 from ._request import cap_output, has_fees, openai_format
+from ._transcript import transcript_of
 
 if TYPE_CHECKING:
+    from .._messages import Message
     from ..tools._tool import Tool
     from ._decoder import Decoder
 
@@ -66,15 +54,6 @@ _NO_SCHEMA = re.compile(r"gpt-3|gpt-4(-|$)|gpt-4o-2024-05|chatgpt-|o1-(mini|prev
 _NO_FEE = ("mcp", "tool_search", "local_shell", "apply_patch", "computer", "namespace")
 
 _NAMED_TOOLS = {"function", "custom"}  # all others are chosen by their type
-
-_ENDINGS = {  # the API wants a file name, and reads the file by its ending
-    "text/plain": "txt",
-    "text/markdown": "md",
-    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "docx",
-    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
-    "application/vnd.openxmlformats-officedocument.presentationml.presentation": "pptx",
-}
-_IMAGE_TYPES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 
 @attrs.frozen(eq=False)
@@ -118,37 +97,45 @@ class OpenAI(HTTPProvider):
         """Say what to send."""
         if request._alone and (self.store or self.previous_response_id):  # noqa: SLF001 - a question beside the conversation
             stateless = attrs.evolve(self, store=False, previous_response_id=None)
-            return stateless.encode(attrs.evolve(request, alone=False), stream=stream)
-        messages = for_origin(request.messages, self.origin)
-        previous, known = self._continued(messages, request.provider_state)
-        epoch = None if self._chained else current_epoch(request.messages)
-        items = _items(messages, known, self.name, verbatim=epoch, reasons=self._reasons)
+            return stateless.encode(attrs.evolve(request, alone=False, transcripts=None), stream=stream)
+        prompt = request.system_prompt if request.system_prompt and not request.system_prompt.isspace() else None
+        headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        path = "/responses" if urlsplit(self.base_url).path else "/v1/responses"
+        if self._chained:
+            messages = for_origin(request.messages, self.origin)
+            previous, known = self._continued(messages, request.provider_state)
+            body: JSONObject = {"input": items_behind(messages, known, self.name)}
+            return Call(path, headers, encode_json(body | self._body(request, prompt, previous, stream=stream)))
+        chat = transcript_of(request, self, lambda: ResponsesTranscript(self, reasons=self._reasons))
+        key = (stream, request.tools, request.tool_choice, request.max_output_tokens, request.output_schema)
+        fields = chat.fields(key, lambda: self._body(request, None, self.previous_response_id, stream=stream))
+        if "input" in self.extra_body:
+            return Call(path, headers, fields)
+        system = [] if prompt is None else [{"type": "message", "role": "system", "content": prompt}]
+        return Call(path, headers, chat.body("input", fields, first=system))
+
+    def _body(self, request: Request, instructions: str | None, previous: str | None, *, stream: bool) -> JSONObject:
+        """Return the request without its items."""
         tools = self._tools(request.tools)
-        prompt = None if _is_blank(request.system_prompt) else request.system_prompt
-        if prompt and not self._chained:
-            items.insert(0, {"type": "message", "role": "system", "content": prompt})
         body: JSONObject = {
             "model": self.model,
-            "instructions": prompt if self._chained else None,
-            "input": items,
+            "instructions": instructions,
             "tools": tools or None,
             "tool_choice": _tool_choice(request.tool_choice, request.tools, tools) if tools else None,
             "parallel_tool_calls": self.parallel_tool_calls,
             "max_output_tokens": request.max_output_tokens,
             "include": self._include() or None,
             "store": False if self.store is None and not self._chained else self.store,
-            "previous_response_id": previous,
+            "previous_response_id": previous or None,
             "stream": stream or None,
         }
         body = {field: value for field, value in body.items() if value is not None}
-        headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         body |= self.extra_body
         cap_output(body, request.max_output_tokens, "max_output_tokens")
         if request.output_schema is not None:
             form = {"type": "json_schema", **openai_format(request.output_schema)}
             body["text"] = {"format": form, **as_dict(body.get("text"))}
-        path = "/responses" if urlsplit(self.base_url).path else "/v1/responses"
-        return Call(path, headers, encode_json(body))
+        return body
 
     def decode(self, body: bytes) -> Response:
         """Say what a whole answer means."""
@@ -179,12 +166,10 @@ class OpenAI(HTTPProvider):
 
     def _continued(self, messages: Sequence[Message], earlier: Mapping[str, Any] | None) -> tuple[str | None, int]:
         """Return the response to continue from, and how many of the messages it stands for."""
-        if self._chained:
-            for place in range(len(messages), 0, -1):
-                if response_id := self._kept(messages[place - 1]):
-                    return response_id, place
-        kept = as_str(as_dict(earlier).get("response_id")) if self._chained else ""
-        return self.previous_response_id or kept or None, 0
+        for place in range(len(messages), 0, -1):
+            if response_id := self._kept(messages[place - 1]):
+                return response_id, place
+        return self.previous_response_id or as_str(as_dict(earlier).get("response_id")) or None, 0
 
     def _kept(self, message: Message) -> str | None:
         """Return the id of a message's response, if one can continue from it."""
@@ -251,176 +236,3 @@ def _tool_choice(choice: str | None, tools: Sequence[Tool], encoded: Sequence[JS
         if name == choice:
             return {"type": tool.get("type")}
     return {"type": "function", "name": choice}
-
-
-def _items(
-    messages: Sequence[Message], known: int, provider: str, *, verbatim: int | None, reasons: bool
-) -> list[JSONObject]:
-    """
-    Return the items of the messages behind the first `known` ones, which the server has.
-
-    `verbatim`: the epoch whose answers go back as they came. `reasons`: whether the model does; else it refuses reasoning.
-    """
-    calls: dict[str, ToolUse] = {}
-    items: list[JSONObject] = []
-    for place, message in enumerate(messages):
-        calls |= {call.id: call for call in message.tool_uses}
-        if place < known:
-            continue
-        if message.role == "user":
-            items += _user_items(message, provider, calls)
-        else:
-            takes = reasons or not any(isinstance(block, Thinking) for block in message.content)
-            items += _assistant_items(message, provider, verbatim=takes and message.epoch == verbatim)
-    return items
-
-
-def _user_items(message: Message, provider: str, calls: Mapping[str, ToolUse]) -> Iterator[JSONObject]:
-    """Yield what a user's message becomes: each result an item, before all else, and what is said as one message."""
-    encoded: list[JSONObject] = []
-    for block in sorted(message.content, key=lambda block: not isinstance(block, ToolResult)):
-        if isinstance(block, ToolResult):
-            encoded.append(_output(block, calls.get(block.tool_use_id)))
-        elif isinstance(block, Opaque) and block.provider == provider:
-            encoded.append(block.payload)
-        else:
-            encoded += _parts((block,))
-    for is_part, group in itertools.groupby(encoded, key=_is_part):
-        if is_part:
-            yield {"type": "message", "role": "user", "content": list(group)}
-        else:
-            yield from group
-
-
-def _is_part(encoded: JSONObject) -> bool:
-    return as_str(encoded.get("type")).startswith("input_")
-
-
-def _output(result: ToolResult, call: ToolUse | None) -> JSONObject:
-    data = as_dict(call and call.provider_data)
-    text_only = all(isinstance(block, Text) for block in result.content)
-    output: JSONObject = {
-        "type": f"{CUSTOM_CALL}_output" if data.get("type") == CUSTOM_CALL else "function_call_output",
-        "call_id": result.tool_use_id,
-        "output": result.text if text_only else _parts(result.content),
-    }
-    if caller := data.get("caller"):  # a program of the model's that waits for it
-        output["caller"] = caller
-    return output
-
-
-def _parts(blocks: Iterable[Block]) -> list[JSONObject]:
-    """Return text and media as parts of an input message."""
-    parts: list[JSONObject] = []
-    for block in blocks:
-        match block:
-            case Text(text=text) if not _is_blank(text):
-                parts.append({"type": "input_text", "text": text})
-            case Image() | Document() | Audio() | Video():
-                parts.append(_media(block) or {"type": "input_text", "text": unsupported(block)})
-    return parts
-
-
-def _media(block: Image | Document | Audio | Video) -> JSONObject | None:
-    """Return media that the API can read, or None."""
-    mime_type = block.mime_type.partition(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
-    uri = f"data:{mime_type};base64,{block.data}" if block.data else block.uri
-    match block:
-        case Image() if uri and (not block.data or mime_type in _IMAGE_TYPES):
-            return {"type": "input_image", **_source(uri, "image_url", "image_url")}
-        case Document() if uri and not mime_type.startswith(("audio/", "video/")):
-            source = _source(uri, "file_url", "file_data")
-            if "file_data" in source:
-                ending = _ENDINGS.get(mime_type) or mime_type.rpartition("/")[2]
-                source["filename"] = block.name or f"document.{ending}"
-            return {"type": "input_file", **source}
-    return None
-
-
-def _source(uri: str, web: str, inline: str) -> JSONObject:
-    """Say where a file is: on the web, or in the address itself, or, by its id, among those uploaded to the API."""
-    if uri.startswith("data:"):
-        return {inline: uri}
-    return {web if uri.startswith(("http:", "https:")) else "file_id": uri}
-
-
-def _assistant_items(message: Message, provider: str, *, verbatim: bool) -> list[JSONObject]:
-    """
-    Return the items of an answer, of an interrupted one only its text.
-
-    `verbatim`: with ids and reasoning. An answer of which any reasoning cannot go back (it came unsealed) is sent without
-    ids as well: the server may know, by the id, that reasoning is missing.
-    """
-    blocks = message.content
-    if message.interrupted:
-        blocks = tuple(Text(block.text) for block in blocks if isinstance(block, Text))
-    if not all(_is_sealed(block) for block in blocks if isinstance(block, Thinking)):
-        verbatim = False
-    items: list[JSONObject] = []
-    for text_of, group in itertools.groupby(blocks, key=_message_of):
-        if text_of is not None:
-            items += _message(text_of, group, verbatim=verbatim)
-        else:
-            found = (_item(block, provider, verbatim=verbatim) for block in group)
-            items += [item for item in found if item is not None]
-    while items and items[-1].get("type") == "reasoning":
-        items.pop()
-    return items
-
-
-def _is_sealed(reasoning: Thinking) -> bool:
-    """Whether reasoning can go back: sealed by the server, or, from one that hides nothing, in plain text."""
-    item = as_dict(reasoning.provider_data)
-    return item.get("type") == "reasoning" and bool(item.get("encrypted_content") or item.get("content"))
-
-
-def _message_of(block: Block) -> JSONObject | None:
-    """Return the message that a block of text is from, as far as it is known; None for what is no text."""
-    return as_dict(block.provider_data) if isinstance(block, Text) else None
-
-
-def _message(data: JSONObject, blocks: Iterable[Block], *, verbatim: bool) -> list[JSONObject]:
-    """Return the message that the text is from: with its id as the output it was, else as what was said."""
-    texts = [block for block in blocks if isinstance(block, Text) and not _is_blank(block.text)]
-    if not texts:
-        return []
-    head = {"type": "message", "role": "assistant"}
-    if verbatim and "id" in data:
-        parts = [{"type": "output_text", "text": each.text, "annotations": [*each.annotations]} for each in texts]
-        return [{**head, **data, "content": parts}]
-    phase = {"phase": data["phase"]} if "phase" in data else {}
-    return [{**head, **phase, "content": "".join(each.text for each in texts)}]
-
-
-def _item(block: Block, provider: str, *, verbatim: bool) -> JSONObject | None:
-    """Return the item of a block that is no text, or None for one that this API would refuse."""
-    match block:
-        case Thinking(provider_data=raw):
-            return raw if verbatim else None
-        case ToolUse():
-            return _call(block, verbatim=verbatim)
-        case ServerToolUse(provider_data={"type": str()} as raw):
-            return raw if verbatim else None  # without its reasoning, its id is refused
-        case Opaque(provider=owner, payload=payload) if owner == provider:
-            return payload
-        case Image() | Document() | Audio() | Video():
-            return {"type": "message", "role": "assistant", "content": unsupported(block)}
-    return None
-
-
-def _call(call: ToolUse, *, verbatim: bool) -> JSONObject:
-    kept = dict(as_dict(call.provider_data))
-    raw = kept.pop("arguments", None)
-    if not verbatim:
-        kept.pop("id", None)
-    item: JSONObject = {"type": "function_call", "call_id": call.id, "name": call.name, **kept}
-    if item["type"] == CUSTOM_CALL:
-        return {**item, "input": as_str(call.input.get("input"))}
-    arguments = sent_arguments(call)
-    if raw is None or parse_arguments(raw) != (arguments, None):
-        raw = encode_json(arguments).decode()
-    return {**item, "arguments": raw}
-
-
-def _is_blank(text: str | None) -> bool:
-    return not text or text.isspace()

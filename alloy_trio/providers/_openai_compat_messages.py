@@ -18,6 +18,8 @@ from ._json import encode as encode_json
 from ._transcript import Transcript
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._util import JSONObject
     from ._openai_compat import OpenAICompat
 
@@ -41,8 +43,11 @@ class ChatTranscript(Transcript):
     def __init__(self, provider: OpenAICompat) -> None:
         self._quirks = provider.quirks
         self._name = provider.name
-        self._names: dict[str, str] = {}  # of the calls so far, by id
         super().__init__(provider.origin)
+
+    def _restart(self, messages: Sequence[Message]) -> None:
+        super()._restart(messages)
+        self._names: dict[str, str] = {}  # of the calls so far, by id
 
     def _items(self, message: Message, before: list[JSONObject]) -> list[JSONObject]:
         if message.role == "assistant":

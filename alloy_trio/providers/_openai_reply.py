@@ -32,6 +32,7 @@ from ._json import as_dict, as_dicts, as_int, as_str, parse_arguments
 from ._json import decode as decode_json
 from ._json import encode as encode_json
 from ._openai_items import GrowingItem, ids_of, match_item, same_kind
+from ._openai_plain import PlainText, plain_text
 
 if TYPE_CHECKING:
     from .._util import JSONObject
@@ -72,9 +73,11 @@ _XAI_STEPS = {"x_keyword_search", "x_semantic_search", "x_thread_fetch", "x_user
 # Those that cost nothing but their tokens.
 _FREE_CALLS = {"mcp_call", "tool_search_call", "view_image_call", "view_x_video_call"}
 
+_TEXT = "response.output_text.delta"
+
 # What grows by a delta, and the field that numbers its parts.
 _DELTAS = {
-    "response.output_text.delta": ("text", "content_index"),
+    _TEXT: ("text", "content_index"),
     "response.refusal.delta": ("refusal", "content_index"),
     "response.reasoning_summary_text.delta": ("summary", "summary_index"),
     "response.reasoning_text.delta": ("reasoning", "content_index"),
@@ -276,6 +279,8 @@ class OpenAIDecoder(Decoder):
         self._items: list[GrowingItem] = []  # in the order of the answer
         self._released = 0  # how many of them have become content
         self._content: list[Block] = []
+        self._where: tuple[str, int | None, int] | None = None  # the text of the last event belongs, if it was text
+        self._pieces: list[str] = []  # of text there
         self._whole: JSONObject | None = None  # the whole response, with which the stream ends
 
     def is_complete(self) -> bool:
@@ -285,8 +290,14 @@ class OpenAIDecoder(Decoder):
         return _response(self._whole or {}, tuple(self._content), self._provider, self._root)
 
     def _event(self, event: SSEEvent) -> WireEvents:
-        if self._whole is not None or event.data.strip() == b"[DONE]":
+        if self._whole is not None:
             return []
+        if event.event in {None, _TEXT} and (text := plain_text(event.data)) is not None:
+            return self._text(text)
+        self._where = None
+        return [] if event.data.strip() == b"[DONE]" else self._read(event)
+
+    def _read(self, event: SSEEvent) -> WireEvents:
         data = as_dict(decode_json(event.data))
         kind = as_str(data.get("type")) or event.event or ""
         match kind:
@@ -337,6 +348,15 @@ class OpenAIDecoder(Decoder):
         self._items.append(item)
         self._items[self._released :] = sorted(self._items[self._released :], key=lambda item: item.place)
         return item
+
+    def _text(self, text: PlainText) -> WireEvents:
+        """Take a piece of text, as `_delta` would. Where the last one belonged nothing has changed, and it is not looked for."""
+        where = (text.item_id, text.output_index, text.content_index)
+        if where != self._where:
+            item = self._item({"item_id": text.item_id, "output_index": text.output_index})
+            self._where, self._pieces = where, item.pieces.setdefault(("text", text.content_index), [])
+        self._pieces.append(text.delta)
+        return [TextDelta(text.delta)]
 
     def _delta(self, event: JSONObject, kind: str, part: str) -> WireEvents:
         item = self._item(event)

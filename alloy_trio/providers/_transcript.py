@@ -73,7 +73,7 @@ class Transcript(abc.ABC):
 
     def update(self, messages: Sequence[Message]) -> None:
         """Take what has come since. The first messages have to be those of the last time."""
-        if not self._goes_on(messages):
+        if not self._count or not self._goes_on(messages):
             self._restart(messages)
         for message in messages[self._count :]:
             if message.epoch > self._epoch:
@@ -116,7 +116,7 @@ class Transcript(abc.ABC):
         count = self._count
         if count > len(messages):
             return False
-        if count == 0 or messages[count - 1] is self._last:
+        if messages[count - 1] is self._last:
             return True
         before = self._before
         if self._last is None or self._last.role != "user" or (count > 1 and messages[count - 2] is not before.message):
