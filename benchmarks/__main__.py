@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .place import Figures
+    from .report import Report
 
 _TIMEOUT = 600  # seconds for one side of one scenario
 _TERMINAL = "prompt"  # the scenario that needs a terminal of POSIX
@@ -35,15 +36,17 @@ _TERMINAL = "prompt"  # the scenario that needs a terminal of POSIX
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write and compare, as the arguments say."""
     given = _parser().parse_args(arguments)
-    if given.new:
-        made = load(given.new)
-    else:
-        made = report(_measured(given.names or _possible(), given.rounds, given.scale))
+    made = load(given.new) if given.new else _report(given)
+    if not (given.new and given.compare):
         print(table(made))
     if given.json:
         given.json.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if given.compare:
         print(comparison(load(given.compare), made))
+
+
+def _report(given: argparse.Namespace) -> Report:
+    return report(_measured(given.names or _possible(), given.rounds, given.scale))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="compare the ratios with those of an older file")
-    parser.add_argument("--new", type=Path, metavar="FILE", help="run nothing, take the figures of this file")
+    parser.add_argument("--new", type=Path, metavar="FILE", help="run nothing: take the figures of this file")
     return parser
 
 

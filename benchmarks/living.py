@@ -54,7 +54,7 @@ def mailboxes(place: Place) -> Figures:
 
 def conversations(place: Place) -> Figures:
     """Ask an agent once more: in a short conversation, and in a long one."""
-    times = place.count(20)
+    times = place.count(3)  # it grows with each
 
     async def more(held: int) -> float:
         messages = [Message.user("What is the weather?"), Message.assistant("I do not know. " * 10)] * (held // 2)

@@ -7,8 +7,10 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST = ROOT / "benchmarks" / "results" / "0.1.0.json"
