@@ -9,6 +9,8 @@ What alloy_trio costs, beside a bare client in the same run: `python -m benchmar
     living      the same of what lives longer: agents, mailboxes, topics, supervisors
     starts      processes that start: an import, the catalog, the terminal
     scenarios   the table of all
+    place       what a scenario is told: which side, which server, how large
+    yardstick   what is compared with where there is no other client
     worker      one scenario, one side, in a fresh process
     report      the table of figures, and how two files of them differ
 

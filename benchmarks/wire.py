@@ -11,6 +11,7 @@ import gc
 import importlib
 import itertools
 import statistics
+import sys
 import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -210,5 +211,5 @@ def _largest() -> float:
         import resource  # noqa: PLC0415 - not on Windows
     except ImportError:
         return 0.0
-    largest: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on macOS
-    return float(largest)
+    largest: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (1000 if sys.platform == "darwin" else 1)  # bytes there, kB elsewhere
