@@ -42,11 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.json:
         given.json.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if given.compare:
-        print(comparison(load(given.compare), made))
+        print(comparison(_old(given), made))
 
 
 def _report(given: argparse.Namespace) -> Report:
     return report(_measured(given.names or _possible(), given.rounds, given.scale))
+
+
+def _old(given: argparse.Namespace) -> Report:
+    """Return the file to compare with: of scenarios that were not asked for, nothing is said."""
+    old = load(given.compare)
+    return old | {
+        "figures": {name: of for name, of in old["figures"].items() if name in (given.names or old["figures"])}
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -54,9 +54,12 @@ def test_each_scenario_gives_figures(tmp_path: Path) -> None:
 
 
 def test_a_scenario_is_taken_by_its_name() -> None:
-    rows = _rows(_benchmarks(*TINY, "messages"))
+    """And only that is compared."""
+    printed = _benchmarks(*TINY, "messages", "--compare", LAST)
+    rows = _rows(printed)
     assert rows[0] == ["scenario", "figure", "ours", "bare", "ratio"]
-    assert {row[0] for row in rows[2:]} == {"messages"}
+    assert {row[0] for row in rows} == {"scenario", "--------", "messages"}
+    assert "only in" not in printed
 
 
 def test_one_that_does_not_exist_is_said() -> None:
