@@ -47,7 +47,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of everything: package, tests, examples."""
+    """Check the types of everything: package, tests, examples, benchmarks."""
     _install(session, "types")
     session.run("mypy", *session.posargs)
 
@@ -72,9 +72,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure what the parts of a run cost; compare two versions on the same, quiet machine."""
+    """Measure what we cost beside a bare client; `nox -s bench -- --compare benchmarks/results/0.1.0.json`, `-- --help`."""
     _install(session, "test")
-    session.run("python", "tests/bench.py")
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
