@@ -113,6 +113,31 @@ class History:
             self._thought += whole - said
 
 
+class Kept:
+    """
+    The history that a session's last run had: how large its messages are, and what wires have serialized.
+
+    Whoever takes it has it alone. It belongs to this process: a copy, or a pickle, is empty.
+    """
+
+    __slots__ = ("_history",)
+
+    def __init__(self) -> None:
+        self._history: History | None = None
+
+    def take(self, messages: tuple[Message, ...]) -> History | None:
+        """Return it, if these are its messages: the very same ones."""
+        history, self._history = self._history, None
+        return history if history is not None and history.messages is messages else None
+
+    def put(self, history: History) -> None:
+        """Keep it for the next run."""
+        self._history = history
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
+
+
 def check_pairs(messages: Sequence[object]) -> None:
     """
     Make sure that a conversation can be sent: each result answers a call of the assistant's message before it, and each call is answered.

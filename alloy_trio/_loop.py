@@ -121,7 +121,8 @@ def prepare(
 
 def _history(session: Session, asked: Message | None, *, anew: bool) -> History:
     """Return the conversation with the question; `anew`: in another epoch, since something else stands ahead of it."""
-    history = History(session.messages)
+    history = session._kept.take(session.messages) or History(session.messages)  # noqa: SLF001 - one run has it at a time
+    history.rewrites = 0
     if anew and any(message.role == "assistant" for message in session.messages):
         first, *rest = session.messages
         history.replace((attrs.evolve(first, epoch=history.epoch + 1), *rest))
@@ -156,6 +157,7 @@ async def run_loop(run: Run) -> Result:
             return await _run(run)
     finally:
         session._running = False  # noqa: SLF001 - as above
+        session._kept.put(run.history)  # noqa: SLF001 - the next run goes on with it
 
 
 def _check_prices(run: Run) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import attrs
 
 from ._codec import dumps, loads
+from ._history import Kept
 from ._messages import Message
 from ._usage import Usage
 from ._util import JSONObject, new_id
@@ -50,6 +51,7 @@ class Session:
     created_at: dt.datetime = attrs.field(factory=_now)
     updated_at: dt.datetime = attrs.field(default=attrs.Factory(lambda self: self.created_at, takes_self=True))
 
+    _kept: Kept = attrs.field(factory=Kept, init=False, eq=False, repr=False)
     _running: bool = attrs.field(default=False, init=False, eq=False, repr=False)  # a run of ours has it
 
     def update(self, messages: Iterable[Message], usage: Usage, metadata: dict[str, Any] | None = None) -> None:

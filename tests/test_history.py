@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from alloy_trio import InvalidOption, Message, Session, Text, Thinking, ToolResult, ToolUse
+from alloy_trio import InvalidOption, Message, Session, Text, Thinking, ToolResult, ToolUse, run
 from alloy_trio._estimate import Size, measure
 from alloy_trio._history import History
+from alloy_trio.testing import ScriptedProvider
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -266,3 +269,33 @@ def test_no_old_reasoning_counts_after_a_change(old: list[Message], new: list[Me
     history = History(_valid(old))
     if history.replace([Message.user("first"), *_valid(old), *_valid(new)]):
         assert history.size == sum((measure(message, reasoning=False) for message in history.messages), Size())
+
+
+async def test_the_next_run_of_a_session_goes_on_with_what_the_last_one_knew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No message is measured twice; unless somebody has put other messages there."""
+    measured: list[Message] = []
+
+    def noted(message: Message, *, reasoning: bool = True) -> Size:
+        measured.append(message)
+        return measure(message, reasoning=reasoning)
+
+    monkeypatch.setattr("alloy_trio._history.measure", noted)
+    session = Session()
+    provider = ScriptedProvider(["One.", "Two.", "Three."])
+    for question in ("first", "second"):
+        await run(question, provider=provider, session=session)
+    assert [message.text for message in measured] == ["first", "One.", "second", "Two."]
+    session.messages = session.messages[:2]
+    await run("third", provider=provider, session=session)
+    assert [message.text for message in measured[4:]] == ["first", "One.", "third", "Three."]
+    assert [message.text for message in provider.requests[-1].messages] == ["first", "One.", "third"]
+
+
+async def test_what_a_run_knew_stays_in_the_process() -> None:
+    """A provider, and with it a key, is among what it knew."""
+    session = Session()
+    await run("go", provider=ScriptedProvider(["One."]), session=session)
+    for other in (pickle.loads(pickle.dumps(session)), copy.deepcopy(session)):
+        assert other == session
+        assert other._kept.take(other.messages) is None
+    assert session._kept.take(session.messages) is not None
