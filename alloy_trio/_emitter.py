@@ -34,8 +34,8 @@ class Numbered:
     __slots__ = ("_correlation_id", "_time", "_turn", "events", "first")
 
     def __init__(self, events: tuple[Event, ...], first: int, correlation_id: str, turn: int) -> None:
-        self.events = events
-        self.first = first
+        self.events: tuple[Event, ...] = events
+        self.first: int = first
         self._correlation_id = correlation_id
         self._turn = turn
         self._time = time.time()

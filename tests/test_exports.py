@@ -201,6 +201,12 @@ def test_nothing_is_loaded_before_it_is_used() -> None:
         assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == [module]
 
 
+def test_a_provider_is_loaded_by_those_who_use_it() -> None:
+    heavy = "{'httpx', 'sqlite3', 'opentelemetry', 'httptools', 'rich', 'alloy_trio.providers._anthropic'}"
+    code = f"import sys, alloy_trio; alloy_trio.run; from alloy_trio.providers import Demo; print({heavy} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
 def test_a_name_that_does_not_exist_is_said() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = alloy_trio.nonsense  # type: ignore[attr-defined]
