@@ -64,6 +64,10 @@ class History:
     def __len__(self) -> int:
         return len(self._messages)
 
+    def keep_transcripts(self, writers: Sequence[object]) -> None:
+        """Forget what others than these have serialized."""
+        self.transcripts = {key: kept for key, kept in self.transcripts.items() if any(key is each for each in writers)}
+
     def append(self, message: Message) -> Message:
         """Add a message at the end, and return it as it stands there: an answer with the current epoch."""
         if message.role == "assistant" and message.epoch != self.epoch:

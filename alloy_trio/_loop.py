@@ -42,7 +42,7 @@ from .providers._base import provider_model, provider_name, terms_of
 from .providers._metered import fixed_part
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ._config import Config
     from ._emitter import Sink
@@ -99,7 +99,8 @@ def prepare(
     provider = config.provider
     fixed = fixed_part(config.system_prompt, tuple(config.tools.values()))
     prefix = digest(f"{provider_model(provider)}\0".encode() + (fixed if terms_of(provider).seals_prefix else b""))
-    history = _history(config.session, asked, anew=config.session.prefix not in {None, prefix})
+    providers = (provider, *config.fallback_providers)
+    history = _history(config.session, asked, providers, anew=config.session.prefix not in {None, prefix})
     metered = config.metered(streaming=streaming)
     return Run(
         config=config,
@@ -119,9 +120,10 @@ def prepare(
     )
 
 
-def _history(session: Session, asked: Message | None, *, anew: bool) -> History:
+def _history(session: Session, asked: Message | None, providers: Sequence[object], *, anew: bool) -> History:
     """Return the conversation with the question; `anew`: in another epoch, since something else stands ahead of it."""
     history = session._kept.take(session.messages) or History(session.messages)  # noqa: SLF001 - one run has it at a time
+    history.keep_transcripts(providers)
     history.rewrites = 0
     if anew and any(message.role == "assistant" for message in session.messages):
         first, *rest = session.messages

@@ -7,6 +7,7 @@ import pickle
 from typing import TYPE_CHECKING
 
 import attrs
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from alloy_trio import InvalidOption, Message, Session, Text, Thinking, ToolResult, ToolUse, run
 from alloy_trio._estimate import Size, measure
 from alloy_trio._history import History
+from alloy_trio.providers import OpenAICompat
 from alloy_trio.testing import ScriptedProvider
 
 if TYPE_CHECKING:
@@ -299,3 +301,18 @@ async def test_what_a_run_knew_stays_in_the_process() -> None:
         assert other == session
         assert other._kept.take(other.messages) is None
     assert session._kept.take(session.messages) is not None
+
+
+async def test_what_another_provider_has_serialized_is_not_kept() -> None:
+    """Many programs make a provider for each run."""
+    session = Session()
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        for _ in range(3):
+            await run("go", provider=OpenAICompat("m", http_client=client), session=session)
+        history = session._kept.take(session.messages)
+    assert history is not None
+    assert len(history.transcripts) == 1

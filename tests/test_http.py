@@ -534,6 +534,14 @@ async def test_a_failure_in_the_same_read_as_deltas(handle: Callable[[bytes], Ha
     gc.collect()  # an async generator that is left half-way would warn here
 
 
+async def test_a_failure_in_an_answer_names_its_request() -> None:
+    reply = chunks(delta("Hel") + BOOM).replace(b"\r\n", b"\r\nx-request-id: req_7\r\n", 1)
+    async with serving(replying(reply)) as server:
+        with pytest.raises(ProviderError, match="it broke") as caught:
+            await ask(provider(server.url), streaming=True)
+    assert caught.value.request_id == "req_7"
+
+
 # --- Time.
 
 

@@ -193,10 +193,13 @@ class HTTPProvider(abc.ABC):
                 logger.debug("POST %s to provider %s: %d", call.path, self.name, reply.status)
                 if 200 <= reply.status < 300:  # noqa: PLR2004 - what HTTP calls success
                     return await self._read(reply, emit)
-                reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
                 raise self._refused(reply, call.path, await _read_error(reply))
-            except ExchangeError as failure:
-                raise self._failed(failure) from failure.__cause__ or failure
+            except (ExchangeError, ProviderError) as failure:
+                if reply is not None:
+                    reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
+                if isinstance(failure, ExchangeError):
+                    raise self._failed(failure) from failure.__cause__ or failure
+                raise
             finally:
                 if reply is not None:
                     await reply.aclose()
