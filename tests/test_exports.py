@@ -202,7 +202,8 @@ def test_nothing_is_loaded_before_it_is_used() -> None:
 
 
 def test_a_provider_is_loaded_by_those_who_use_it() -> None:
-    heavy = "{'httpx', 'sqlite3', 'opentelemetry', 'httptools', 'rich', 'alloy_trio.providers._anthropic'}"
+    own = "'alloy_trio.providers._anthropic', 'alloy_trio.sessions._sqlite'"
+    heavy = f"{{'httpx', 'opentelemetry', 'httptools', 'rich', {own}}}"
     code = f"import sys, alloy_trio; alloy_trio.run; from alloy_trio.providers import Demo; print({heavy} & sys.modules.keys())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
 
