@@ -243,10 +243,11 @@ async def _finish(run: Run, story: Story, end: _End, batch: Batch | None, deadli
         if not run.emitter.has_ended:
             _tell_end_nowait(run, end, batch)
         run.ends_as(end.status, end.error)
+        outcome = run.outcome  # made here: what it is made of goes on to the next run
         story.ends(end.status, end.error)
         if end.error is not None:
             with contextlib.suppress(AttributeError):  # an exception of somebody's own may have no room for it
-                end.error.result = run.outcome  # type: ignore[attr-defined] # AlloyError has it
+                end.error.result = outcome  # type: ignore[attr-defined] # AlloyError has it
 
 
 async def _settle(run: Run, end: _End, deadline: float) -> None:

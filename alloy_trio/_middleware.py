@@ -226,8 +226,6 @@ class Middleware:
     anything else fails it, with what was done so far in the error's `.result`.
     """
 
-    __slots__ = ()
-
     async def session_start(self, state: RunState) -> None:
         """The run begins; nothing was asked yet. For an agent: the agent begins."""
 
@@ -286,12 +284,9 @@ class Hooks:
     @classmethod
     def of(cls, middlewares: Sequence[object], *, own_ends: bool = True) -> Hooks:
         """Collect what each of them defines; without those of a session's ends where these are an agent's."""
-        by_name: dict[str, list[Any]] = {}
-        for each in middlewares:
-            for name in _defined(each):
-                if own_ends or name not in _ENDS:
-                    by_name.setdefault(name, []).append(getattr(each, name))
-        return cls(by_name)
+        names = _HOOKS if own_ends else [name for name in _HOOKS if name not in _ENDS]
+        found = {name: [hook for each in middlewares if (hook := _hook(each, name))] for name in names}
+        return cls({name: hooks for name, hooks in found.items() if hooks})
 
     def has(self, name: str) -> bool:
         """Whether anybody has that hook."""
@@ -359,21 +354,10 @@ def _calls_at_end(messages: Sequence[object]) -> Sequence[ToolUse]:
     return last.tool_uses if isinstance(last, Message) else ()
 
 
-def _defined(middleware: object) -> Sequence[str]:
-    """Return the names of the hooks of a middleware that do something."""
-    if type(middleware).__dictoffset__ == 0 and not hasattr(type(middleware), "__getattr__"):
-        kind: Any = type(middleware)
-        return _defined_by(kind)  # it can have none besides
-    return [name for name in _HOOKS if _does_something(getattr(middleware, name, None), name)]
-
-
-@functools.cache
-def _defined_by(kind: type[Any]) -> Sequence[str]:
-    return [name for name in _HOOKS if _does_something(getattr(kind, name, None), name)]
-
-
-def _does_something(hook: object, name: str) -> bool:
-    return hook is not None and getattr(hook, "__func__", hook) is not getattr(Middleware, name)
+def _hook(middleware: object, name: str) -> Any:
+    """Return a hook that does something, or None."""
+    found = getattr(middleware, name, None)
+    return None if getattr(found, "__func__", found) is getattr(Middleware, name) else found
 
 
 def checked(middlewares: Any) -> tuple[object, ...]:

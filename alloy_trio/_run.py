@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 import trio
@@ -192,8 +193,8 @@ class EventStream(Generic[OutputT]):
         self._send, self._receive = trio.open_memory_channel["Numbered"](0)
         self._task = Background(self._drive)
         self._has_begun = False
-        self._ready: Numbered | None = None
-        self._place = 0  # of the next event in there
+        self._ready: deque[Numbered] = deque()
+        self._place = 0  # of the next event, in the first of them
         self._raised = False
 
     async def _drive(self) -> None:
@@ -230,34 +231,36 @@ class EventStream(Generic[OutputT]):
         return self
 
     async def __anext__(self) -> Event:
-        batch = await self._next()
-        if batch is None:
+        found = await self._next()
+        if found is None:
             raise StopAsyncIteration
-        return batch.events[self._place - 1]
+        batch, place = found
+        return batch.events[place]
 
     def envelopes(self) -> AsyncIterator[Envelope]:
         """Iterate over the same events in their envelopes, with number, turn and time; instead of over the stream itself."""
         return _Envelopes(self._next_envelope)
 
     async def _next_envelope(self) -> Envelope | None:
-        batch = await self._next()
-        return None if batch is None else batch.envelope(self._place - 1)
+        found = await self._next()
+        return None if found is None else found[0].envelope(found[1])
 
-    async def _next(self) -> Numbered | None:
-        """Go on to the next event, and return the batch that it is in; None after the last."""
+    async def _next(self) -> tuple[Numbered, int] | None:
+        """Return the next event as its place in a batch; None after the last."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        batch = self._ready
-        if batch is None or self._place == len(batch.events):
+        if not self._ready:
             self._check_begun()
             try:
-                batch = self._ready = await _receive(self._receive)
+                self._ready.append(await _receive(self._receive))
             except trio.EndOfChannel:
-                self._ready = None
                 await self._end()
                 return None
-            self._place = 0
+        batch, place = self._ready[0], self._place
         self._place += 1
-        return batch
+        if self._place == len(batch.events):
+            self._ready.popleft()
+            self._place = 0
+        return batch, place
 
     async def _take(self, batch: Numbered) -> None:
         """Take a batch, and return once the one who iterates has it."""

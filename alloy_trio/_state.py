@@ -107,6 +107,7 @@ class Run:
     _ending: tuple[Status, Exception | None] | None = attrs.field(init=False, default=None)
     _outcome: Result | None = attrs.field(init=False, default=None)
     view: RunState = attrs.field(init=False, default=attrs.Factory(RunState, takes_self=True))
+    _committed: Usage | None = attrs.field(init=False, default=None)  # of this run, as of the last commit
     _usage_of: Usage | None = attrs.field(init=False, default=None)  # what the sum was made of
     _usage_sum: Usage = attrs.field(init=False, default=NO_USAGE)
     _of_answer: tuple[str, ...] = ()  # keys of the metadata that are the last answer's
@@ -176,10 +177,11 @@ class Run:
     def commit(self) -> None:
         """Let the session say what the run has done so far, unless calls wait for their results: then it is no valid history."""
         messages = self.history.messages
-        if self.batch is not None or (messages is self.session.messages and self._usage_of is self.account.usage):
+        if self.batch is not None or (messages is self.session.messages and self._committed is self.account.usage):
             return
         if self.session.prefix != self.prefix:
             self.session.prefix = self.prefix
+        self._committed = self.account.usage
         kept = self.metadata.get("provider_state")
         self.session.update(messages, self.usage_of_session, None if kept is None else {"provider_state": kept})
 

@@ -40,15 +40,14 @@ from .tools._executor import Batch
 from .tools._settings import ToolSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ._events import ContentEvent, ProviderEvent, Retry
+    from ._events import ProviderEvent, Retry
     from ._gate import Verdict
     from ._messages import ToolUse
     from ._result import Status
     from ._story import Story
 
-_Answer: TypeAlias = "tuple[Response, Sequence[ContentEvent], bool]"
+_Answer: TypeAlias = tuple[Response, bool, bool]
+_WITHOUT_A_STEP = 8  # turns after which others get their turn, come what may
 _THREADS = 40  # at once in one run; Trio's own default for the threads of a whole program
 
 
@@ -72,11 +71,10 @@ async def take_turns(run: Run, story: Story) -> Status:
             run.cut("cancelled")
             run.turns += 1
             continue
-        response, late, capped = answer
+        response, is_whole, capped = answer
         response, batch = _take(response, run, settings, capped=capped)
         story.answered(response)
-        if run.emitter.unheard(1) is None:
-            await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
+        await _tell_answer(run, response, is_whole=is_whole)
         if capped:
             run.metadata["budget_exceeded"] = "the answer was cut at the cap that the budget allowed"
             return "budget_exceeded"
@@ -96,11 +94,22 @@ async def take_turns(run: Run, story: Story) -> Status:
 
 
 async def _begin_turn(run: Run) -> None:
+    if (
+        run.turns % _WITHOUT_A_STEP == _WITHOUT_A_STEP - 1
+    ):  # a provider and tools that never wait would keep all from running
+        await trio.lowlevel.checkpoint()
     if run.emitter.unheard(1) is None:
         await run.emitter.emit(TurnStart())
     if run.hooks.has("before_completion"):
         await run.hooks.fire("before_completion", run.view)
     await run.listen()
+
+
+async def _tell_answer(run: Run, response: Response, *, is_whole: bool) -> None:
+    content = response.message.content if is_whole else ()
+    if run.emitter.unheard(len(content) + 1) is None:
+        late = as_events(content) if run.streaming else [BlockEnd(block) for block in content]
+        await run.emitter.emit(*late, TurnEnd(response.message, response.stop_reason, response.usage))
 
 
 def _remark(run: Run, *, done: bool) -> str | None:
@@ -194,19 +203,20 @@ async def _ask(run: Run) -> _Answer | None:
     """
     Ask the model once; None if it was interrupted.
 
-    Returns the answer; the events of it that nobody has had yet; and whether the budget has cut it short. While the answer
-    streams, the recorder notes what could be kept of it.
+    Returns the answer; whether it came in one piece, so that nobody has had its events; and whether the budget has cut it
+    short. While the answer streams, the recorder notes what could be kept of it.
     """
     config, emitter, wanted = run.config, run.emitter, run.config.output_type
+    messages = run.history.messages
     request = Request(
-        messages=run.history.messages,
+        messages=messages,
         tools=tuple(config.tools.values()),
         system_prompt=config.system_prompt,
         max_output_tokens=config.max_output_tokens,
         output_schema=wanted.schema if wanted is not None and wanted.native else None,
         provider_state=config.provider_state,
         size=run.size,
-        transcripts=run.history.transcripts,
+        transcripts=(messages, run.history.transcripts),
     )
     recorder = run.recorder = Recorder()
 
@@ -224,11 +234,7 @@ async def _ask(run: Run) -> _Answer | None:
         response, capped = exhausted.response, True
     if response is None:
         return None
-    late: Sequence[ContentEvent] = ()
-    if not recorder.has_any and emitter.is_heard:  # it came in one piece
-        content = response.message.content
-        late = as_events(content) if run.streaming else [BlockEnd(block) for block in content]
-    return response, late, capped
+    return response, not recorder.has_any, capped
 
 
 def _take(response: Response, run: Run, settings: ToolSettings, *, capped: bool) -> tuple[Response, Batch | None]:

@@ -164,7 +164,7 @@ def test_a_growing_conversation_is_sent_as_one_that_is_written_anew(wire: str, d
                 others, stream = data.draw(options), data.draw(st.booleans())
             case "later":
                 continue
-        request = Request(messages=tuple(messages), transcripts=transcripts, **others)
+        request = Request(messages=(said := tuple(messages)), transcripts=(said, transcripts), **others)
         sent = provider.encode(request, stream=stream)
         anew = provider.encode(attrs.evolve(request, transcripts=None), stream=stream)
         assert json.loads(sent.body) == json.loads(anew.body)
@@ -180,7 +180,7 @@ def test_a_longer_conversation_begins_as_the_shorter_one(wire: str, data: st.Dat
     before, epoch = b"", 0
     for _ in range(data.draw(st.integers(1, 12))):
         messages, added = data.draw(growth(messages, provider))
-        request = Request(messages=tuple(messages), transcripts=transcripts)
+        request = Request(messages=(said := tuple(messages)), transcripts=(said, transcripts))
         now = written(provider, provider.encode(request, stream=False).body)
         is_growth = not added and epoch == current_epoch(messages) and not ran_any(messages)
         assert now.startswith(before) or not is_growth
@@ -192,9 +192,10 @@ def test_what_was_sent_is_not_written_again(wire: str) -> None:
     """A message of earlier turns is not even looked at."""
     provider, transcripts = WIRES[wire], dict[Any, Any]()
     messages = [Message.user("One"), Message.assistant("Two"), Message.user("Three")]
-    provider.encode(Request(messages=tuple(messages), transcripts=transcripts), stream=False)
+    provider.encode(Request(messages=(said := tuple(messages)), transcripts=(said, transcripts)), stream=False)
     later = [Message.assistant("Four"), Message.user("Five")]
-    request = Request(messages=(Message.user("?"), Message.user("?"), *messages[2:], *later), transcripts=transcripts)
+    sent = (Message.user("?"), Message.user("?"), *messages[2:], *later)
+    request = Request(messages=sent, transcripts=(sent, transcripts))
     texts = provider.encode(request, stream=False).body.decode()
     is_kept = wire != "openai, chained"
     assert ("One" in texts and "Two" in texts) is is_kept

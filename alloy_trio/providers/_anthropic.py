@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
+from .._errors import InvalidOption
 from .._util import JSONObject
 from . import _anthropic_reply
 from ._anthropic_messages import CACHE_MARK, ClaudeTranscript
 from ._base import Call, Request, Response, Terms
-from ._checks import clean_url, shown_url
+from ._checks import clean_url, is_header, shown_url
 from ._http import HTTPProvider
 from ._json import as_dict, as_str
 from ._request import cap_output, claude_can_express, claude_schema, has_fees, mentions
@@ -55,7 +56,11 @@ def _tools(tools: Iterable[JSONObject]) -> tuple[JSONObject, ...]:
 
 
 def _betas(betas: Iterable[str]) -> tuple[str, ...]:
-    return (betas,) if isinstance(betas, str) else tuple(betas)
+    found = (betas,) if isinstance(betas, str) else tuple(betas)
+    for beta in found:
+        if not is_header("anthropic-beta", beta.strip()):
+            raise InvalidOption(f"betas has {beta!r:.100}, which no HTTP header may carry: it takes printable ASCII")
+    return found
 
 
 @attrs.frozen(eq=False)

@@ -69,8 +69,8 @@ class Request:
     attempt: int = 1
     extra: Mapping[str, Any] = attrs.field(factory=dict)
     _alone: bool = attrs.field(default=False, repr=False, eq=False)  # beside a conversation: it continues none
-    # What of the conversation was serialized before, by whom, where more of it is to come: see `_transcript`.
-    _transcripts: dict[Any, Any] | None = attrs.field(default=None, repr=False, eq=False)
+    # What of a conversation was serialized before, by whom, and as of which messages: see `_transcript`.
+    _transcripts: tuple[tuple[Message, ...], dict[Any, Any]] | None = attrs.field(default=None, repr=False, eq=False)
     _size: Size | None = attrs.field(
         default=None, repr=False, eq=False
     )  # of all of it, where it is known without a look

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -44,12 +45,27 @@ def clean_key(key: str | None) -> str | None:
     return key or None
 
 
+def own_body(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a copy of JSON fields, so that nobody changes them by accident: what was worked out from them is kept."""
+    return copy.deepcopy(dict(fields))
+
+
+def own_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a copy of headers; as above."""
+    return dict(headers)
+
+
+def is_header(name: str, value: str) -> bool:
+    """Whether HTTP can carry it: a name, and a value of printable ASCII without white space around it."""
+    return bool(_HEADER_NAME.fullmatch(name)) and value.isascii() and value.isprintable() and value == value.strip()
+
+
 def check_headers(_: object, field: attrs.Attribute[Any], headers: Mapping[str, Any]) -> None:
     """Refuse what HTTP cannot carry, by name: a value may be a secret."""
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
             raise InvalidOption(f"{field.name} has {name!r}, which is no name of an HTTP header, or not yours to set")
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable() or value != value.strip():
+        if not isinstance(value, str) or not is_header(name, value):
             raise InvalidOption(
                 f"{field.name} has a value for {name} that no HTTP header may carry: it takes printable ASCII, "
                 "without white space around it"

@@ -33,7 +33,7 @@ from .._errors import ConnectionFailed, InvalidOption, ProviderError, ProviderTi
 from .._messages import Block, Message
 from .._price import Price
 from ._base import Call, Emit, Request, Response, Terms, as_events
-from ._checks import check_headers, check_price, clean_key, clean_url, shown_url
+from ._checks import check_headers, check_price, clean_key, clean_url, is_header, own_body, own_headers, shown_url
 from ._classify import from_status
 from ._exchange import Broken, CannotAsk, CannotConnect, ExchangeError, Stalled, Undecodable
 from ._origin import fingerprint
@@ -90,7 +90,7 @@ class HTTPProvider(abc.ABC):
         api_key: The key; by default from the environment. Never in a repr, an error, an event or a session.
         base_url: Where the API is, without the wire's own path.
         extra_body: Merged last into each request's JSON: may override any field, but not raise a cap on the answer that the
-            request sets.
+            request sets. Copied, as are the headers: to send other ones, make another provider.
         extra_headers: Sent with each request, over our own.
         http_client: Your own `httpx.AsyncClient`, used as it is and never closed. The default is several times as fast.
         ssl_context: What TLS is made with, for certificates of your own; None: the usual ones.
@@ -108,8 +108,12 @@ class HTTPProvider(abc.ABC):
     name: str = attrs.field(default="http", kw_only=True)
     api_key: str | None = attrs.field(default=None, kw_only=True, converter=clean_key, repr=False)
     base_url: str = attrs.field(default="http://localhost", kw_only=True, converter=clean_url, repr=shown_url)
-    extra_body: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, repr=False)  # JSON, of any shape
-    extra_headers: Mapping[str, str] = attrs.field(factory=dict, kw_only=True, repr=False, validator=check_headers)
+    extra_body: Mapping[str, Any] = attrs.field(  # JSON, of any shape
+        factory=dict, kw_only=True, repr=False, converter=own_body
+    )
+    extra_headers: Mapping[str, str] = attrs.field(
+        factory=dict, kw_only=True, repr=False, converter=own_headers, validator=check_headers
+    )
     http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
@@ -220,7 +224,7 @@ class HTTPProvider(abc.ABC):
 
         stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
         client = self.http_client or _httpx.shared_client(self.ssl_context)
-        return await _httpx.post(client, self.base_url + call.path, self._fields(call), call.body, stall=stall)
+        return await _httpx.post(client, self.base_url + call.path, self._fields(call, {}), call.body, stall=stall)
 
     def _origin(self, address: _Address) -> Origin:
         context = (self.ssl_context or default_context()) if address.is_tls else None
@@ -239,8 +243,8 @@ class HTTPProvider(abc.ABC):
             return {"active": 0, "waiting": 0, "idle": 0}
         return pool.statistics(self._origin(_address(self.base_url)))
 
-    def _fields(self, call: Call) -> dict[str, str]:
-        headers = {**_HEADERS, **call.headers}
+    def _fields(self, call: Call, authorization: Mapping[str, str]) -> dict[str, str]:
+        headers = {**_HEADERS, **call.headers, **authorization}
         for name, value in self.extra_headers.items():
             headers[name.lower()] = value
         return headers
@@ -253,7 +257,12 @@ class HTTPProvider(abc.ABC):
     def _head(self, call: Call, address: _Address) -> bytes:
         key = (call.path, tuple(call.headers.items()))
         if (head := self._heads.get(key)) is None:
-            headers = {"host": address.shown, **address.authorization, **self._fields(call)}
+            headers = {"host": address.shown, **self._fields(call, address.authorization)}
+            for name, value in headers.items():
+                if not is_header(name, value):
+                    raise CannotAsk(
+                        f"look at the headers of the provider: {name!r:.100} cannot be sent with that value"
+                    )
             fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
             target = quote(address.path + call.path, safe=_TARGET)
             head = f"POST {target} HTTP/1.1\r\n{fields}content-length: ".encode("ascii")

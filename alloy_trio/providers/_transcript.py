@@ -149,7 +149,10 @@ AnyTranscript = TypeVar("AnyTranscript", bound=Transcript)
 
 def transcript_of(request: Request, key: Hashable, make: Callable[[], AnyTranscript]) -> AnyTranscript:
     """Return the transcript of a request's conversation for whoever `key` is, up to date with its messages."""
-    kept: dict[Any, Any] = {} if request._transcripts is None else request._transcripts  # noqa: SLF001 - its other half
+    kept: dict[Any, Any] = {}
+    # Where somebody in between has put other messages into the request, nothing is known of these.
+    if (known := request._transcripts) is not None and known[0] is request.messages:  # noqa: SLF001 - its other half
+        kept = known[1]
     if (found := kept.get(key)) is None:
         found = kept[key] = make()
     transcript: AnyTranscript = found

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from ._exchange import Broken, SendStalled, Stalled, Undecodable
+from ._exchange import Broken, CannotAsk, SendStalled, Stalled, Undecodable
 from ._pool import Connection, Origin, Pool
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def default_context() -> ssl.SSLContext:
     import certifi  # noqa: PLC0415 - loaded by those who use TLS
 
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-    return ssl.create_default_context(cafile=file or (None if folder else certifi.where()), capath=folder)
+    try:
+        return ssl.create_default_context(cafile=file or (None if folder else certifi.where()), capath=folder)
+    except OSError as error:  # an SSLError is one
+        raise CannotAsk(f"the certificates cannot be read (SSL_CERT_FILE, SSL_CERT_DIR): {error}") from error
 
 
 async def exchange(
