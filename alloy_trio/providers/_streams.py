@@ -19,9 +19,10 @@ import trio
 from ._exchange import Broken, CannotConnect, ConnectTimedOut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _CHUNK: Final = 1 << 16  # bytes of a read
+_PORTION: Final = 1 << 18  # bytes that TLS takes before anybody hears of it
 _MOST_PARTS: Final = 64  # of one write; IOV_MAX is 1024 at the least
 
 
@@ -32,8 +33,8 @@ Part: TypeAlias = bytes | bytearray | memoryview
 class ByteStream(Protocol):
     """What an exchange needs of a connection. All of it raises `Broken`."""
 
-    async def send(self, parts: Sequence[Part]) -> None:
-        """Send all of it. A cancel is seen, also where nothing has to be waited for."""
+    async def send(self, parts: Sequence[Part], went: Callable[[], None]) -> None:
+        """Send all of it, and call `went` whenever a part of it has gone. A cancel is seen, also where nothing waits."""
         ...
 
     async def receive(self) -> bytes:
@@ -62,15 +63,16 @@ class PlainStream:
         given.setblocking(False)  # noqa: FBT003 - the standard library's own
         self._socket = given
 
-    async def send(self, parts: Sequence[Part]) -> None:
+    async def send(self, parts: Sequence[Part], went: Callable[[], None]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         sent = self._send(parts) if len(parts) <= _MOST_PARTS else 0
         if sent < sum(map(len, parts)):
-            await self._send_rest(memoryview(b"".join(parts))[sent:])
+            await self._send_rest(_rest(parts, sent), went)
 
-    async def _send_rest(self, left: memoryview) -> None:
+    async def _send_rest(self, left: memoryview, went: Callable[[], None]) -> None:
         """Send what did not fit into the socket at once. It is a copy: the parts may grow while nobody looks."""
         while left:
+            went()
             try:
                 await trio.lowlevel.wait_writable(self._socket)
             except (OSError, trio.ClosedResourceError) as error:
@@ -125,10 +127,13 @@ class TLSStream:
         self._socket = stream.transport_stream.socket
         self._is_cut = False  # it could not send
 
-    async def send(self, parts: Sequence[Part]) -> None:
+    async def send(self, parts: Sequence[Part], went: Callable[[], None]) -> None:
         self._is_cut = True
+        whole = memoryview(b"".join(parts))
         with _broken():
-            await self._stream.send_all(b"".join(parts))
+            for start in range(0, len(whole), _PORTION):
+                await self._stream.send_all(whole[start : start + _PORTION])
+                went()
         self._is_cut = False
 
     async def receive(self) -> bytes:
@@ -168,6 +173,15 @@ class TLSStream:
                     break
                 incoming.write(data)
         return b""
+
+
+def _rest(parts: Sequence[Part], sent: int) -> memoryview:
+    """Return a copy of what is left when so many bytes have gone."""
+    number = 0
+    while sent >= len(parts[number]):
+        sent -= len(parts[number])
+        number += 1
+    return memoryview(b"".join((memoryview(parts[number])[sent:], *parts[number + 1 :])))
 
 
 async def connect(host: str, port: int, context: ssl.SSLContext | None, seconds: float) -> ByteStream:

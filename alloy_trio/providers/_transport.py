@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ._streams import Part
 
 _PIECE: Final = 1 << 20  # bytes that one piece of a compressed body may become
-_PORTION: Final = 1 << 18  # bytes of a request that have to go within one stall
 _ANY_ZLIB: Final = 47  # zlib's word for: gzip or zlib, as the data says
 _REFUSED: Final = 300  # a status from here on is no answer
 _ENCODING: Final = len("content-encoding")
@@ -251,9 +250,8 @@ class TrioReply:
     async def _send(self, request: Sequence[Part]) -> bool:
         """Send it, and return whether all of it went. If not, there is something of an answer."""
         try:
-            for parts in _portions(request):
-                self._wait(self._send_stall)
-                await self._connection.stream.send(parts)
+            self._went()
+            await self._connection.stream.send(request, self._went)
         except Broken:
             if self._connection.is_stalled:
                 raise SendStalled(f"no byte went for {self._send_stall:g} seconds") from None
@@ -280,6 +278,10 @@ class TrioReply:
         finally:
             connection.waits_until = math.inf
 
+    def _went(self) -> None:
+        """Some of the request has gone: the next of it may take as long again."""
+        self._wait(self._send_stall)
+
     def _wait(self, seconds: float) -> None:
         if seconds != math.inf:
             self._pool.wait_until(self._connection, trio.current_time() + seconds)
@@ -297,14 +299,6 @@ class TrioReply:
         if self._inflate is not None and not self._inflate.eof and self._has_body:
             raise Undecodable("it ends in the middle")
         return b""
-
-
-def _portions(request: Sequence[Part]) -> Sequence[Sequence[Part]]:
-    """Cut what is large, so that a slow upload is no stall as long as it goes on."""
-    if sum(map(len, request)) <= _PORTION:
-        return (request,)
-    whole = memoryview(b"".join(request))
-    return [(whole[start : start + _PORTION],) for start in range(0, len(whole), _PORTION)]
 
 
 def _decompressor(headers: list[tuple[bytes, bytes]], *, is_needed: bool) -> Any:
