@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -29,7 +30,7 @@ from test_http import (
 )
 
 from alloy_trio import ConnectionFailed, InvalidOption, Message, Overloaded, ProviderError, WireError
-from alloy_trio.providers import Request
+from alloy_trio.providers import Request, TrioTransport
 from alloy_trio.providers._pool import Origin, Pool
 from alloy_trio.providers._streams import TLSStream, connect
 from alloy_trio.providers._transport import current_pool, default_context
@@ -359,6 +360,20 @@ def test_httpx_is_not_loaded_where_nobody_asks_for_it() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     said = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60, env=environment)
     assert said.split("\n") == ["Hello", "[]", ""]
+
+
+async def test_certificates_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
+    default_context.cache_clear()
+    by = provider("https://127.0.0.1:1/v1")
+    for asks in (by.statistics, lambda: None):
+        with pytest.raises(InvalidOption, match="SSL_CERT_FILE"):
+            asks()
+            await ask(by)
+    async with httpx.AsyncClient(transport=TrioTransport()) as client:
+        with pytest.raises(httpx.LocalProtocolError, match="SSL_CERT_FILE"):
+            await client.get("https://127.0.0.1:1")
+    default_context.cache_clear()
 
 
 async def test_a_proxy_of_a_kind_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

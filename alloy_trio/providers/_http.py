@@ -237,11 +237,17 @@ class HTTPProvider(abc.ABC):
         `active` are those that requests have, `waiting` those of them that wait for bytes (none is counted where
         `stall_timeout` is infinite), `idle` those that are kept for some seconds. All of a server's providers share them. Of
         an `http_client` of your own, or a proxy's, nothing is known: zeros.
+
+        Raises:
+            InvalidOption: `base_url` leads nowhere, or the certificates cannot be read.
         """
         pool = current_pool() if self.http_client is None else None
         if pool is None:
             return {"active": 0, "waiting": 0, "idle": 0}
-        return pool.statistics(self._origin(_address(self.base_url)))
+        try:
+            return pool.statistics(self._origin(_address(self.base_url)))
+        except ExchangeError as failure:
+            raise self._failed(failure) from failure.__cause__
 
     def _fields(self, call: Call, authorization: Mapping[str, str]) -> dict[str, str]:
         headers = {**_HEADERS, **call.headers, **authorization}

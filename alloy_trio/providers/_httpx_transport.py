@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import httpx
 import trio
 
-from ._exchange import Broken, CannotConnect, ConnectTimedOut, SendStalled, Stalled
+from ._exchange import Broken, CannotAsk, CannotConnect, ConnectTimedOut, SendStalled, Stalled
 from ._pool import Origin, Pool
 from ._transport import TrioReply, default_context
 
@@ -268,6 +268,8 @@ def _errors() -> Iterator[None]:
         yield
     except ConnectTimedOut as error:
         raise httpx.ConnectTimeout(str(error)) from error
+    except CannotAsk as error:
+        raise httpx.LocalProtocolError(str(error)) from error
     except CannotConnect as error:
         raise httpx.ConnectError(str(error)) from error
     except SendStalled as error:
