@@ -105,7 +105,11 @@ class _Reply:
         if not (self._id and self._model) or self.word or (text := plain_text(data)) is None:
             return None
         self.counts = False
-        return self._text(text)
+        last = self._last_text
+        if last is None or last.ended or last is not self._parts[-1]:
+            return self._text(text)
+        last.pieces.append(text)  # more of the same, as nearly all of them are
+        return [TextDelta(text)]
 
     def end(self) -> WireEvents:
         """End what is open."""
@@ -313,14 +317,14 @@ class ChatDecoder(Decoder):
         return self._reply.response()
 
     def _event(self, event: SSEEvent) -> WireEvents:
+        if event.event is None and not self._done and (events := self._reply.take_text(event.data)) is not None:
+            return events
         data = event.data.strip()
         if data == b"[DONE]" and not self._done:
             self._done = True
             return self._reply.end()
         if self._done or not data.startswith(b"{"):  # anything else keeps the connection alive
             return []
-        if event.event is None and (events := self._reply.take_text(data)) is not None:
-            return events
         chunk = as_dict(decode_json(data))
         events = self._reply.take({"error": chunk, **chunk} if event.event == "error" else chunk)
         return [*events, *self._report(self._reply.usage())] if self._reply.counts else events
