@@ -59,14 +59,16 @@ class Recorder:
     def take(self, events: tuple[ProviderEvent | Retry, ...]) -> None:
         """Note the events of one read."""
         for event in events:
-            if isinstance(event, TextDelta):
+            if type(event) is TextDelta:
                 self._text.append(event.text)
-            elif isinstance(event, Retry):
+                continue
+            if isinstance(event, Retry):
                 self.asked = event
                 continue
-            elif isinstance(event, BlockEnd) and isinstance(event.block, Thinking) and event.block.is_plain:
-                self._reasoning.append(event.block)
             self.has_any = True
+            if isinstance(event, BlockEnd) and isinstance(event.block, Thinking) and event.block.is_plain:
+                self._reasoning.append(event.block)
+        self.has_any = self.has_any or bool(self._text)
 
     def partial(self, provider: str, model: str | None, origin: str | None) -> Message | None:
         """Return the message that is kept of a cut answer, or None where nothing is."""

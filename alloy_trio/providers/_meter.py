@@ -35,6 +35,8 @@ from .._usage import NO_USAGE, Usage
 from ._base import Terms
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .._events import ProviderEvent
     from ._base import Response
 
@@ -106,13 +108,30 @@ class Meter:
             return self.price.cost(attrs.evolve(usage, server_tool_calls=0)) or Decimal(0), False
         return cost, True
 
+    def count_all(self, events: Iterable[ProviderEvent]) -> bool:
+        """Count events, of which nearly all are text; returns whether the provider has reported usage among them."""
+        reports = False
+        texts = size = 0
+        for event in events:
+            if type(event) is TextDelta:
+                texts += 1
+                size += text_bytes(event.text)
+                continue
+            self._count_text(texts, size)
+            texts = size = 0
+            self.count(event)
+            reports = reports or type(event) is UsageUpdate
+        self._count_text(texts, size)
+        return reports
+
+    def _count_text(self, texts: int, size: int) -> None:
+        if texts:
+            self._open.add("text")
+            self._deltas += texts
+            self._bytes += size
+
     def count(self, event: ProviderEvent) -> None:
         """Count an event."""
-        if type(event) is TextDelta:  # nearly all of them
-            self._open.add("text")
-            self._deltas += 1
-            self._bytes += text_bytes(event.text)
-            return
         match event:
             case TextDelta(text=piece) | ThinkingDelta(text=piece) | ToolInputDelta(json=piece):
                 self._open.add(_block_of(event))

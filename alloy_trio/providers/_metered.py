@@ -258,13 +258,10 @@ class _Attempt:
         return emit
 
     def _counting(self, outer: Emit) -> Emit:
-        count = self.meter.count
+        count = self.meter.count_all
 
         async def emit(*events: ProviderEvent) -> None:
-            reports = False
-            for event in events:
-                count(event)
-                reports = reports or type(event) is UsageUpdate
+            reports = count(events)
             passed = tuple(event for event in events if type(event) is not UsageUpdate) if reports else events
             if passed:
                 await outer(*passed)
