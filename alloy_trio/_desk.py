@@ -185,7 +185,7 @@ class Desk:
             raise AgentBusy(
                 f"{self.label} is busy, and max_pending=0: wait_idle() first, or chat(…), which waits its turn"
             )
-        if len(self.requests) > most and sum(request.is_detached for request in self.waiting) >= most:
+        if len(self.requests) >= most and sum(request.is_detached for request in self.waiting) >= most:
             raise QueueFull(
                 f"{most} requests wait for {self.label} already, as max_pending={most} allows: send it later"
             )

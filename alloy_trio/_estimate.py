@@ -156,7 +156,7 @@ def _measured(block: Block) -> tuple[int, int]:
         case ToolResult(tool_use_id=call, content=content):
             text, media = _CALL_FRAME + text_bytes(call), 0
             for part in content:
-                of_part = (_text(part), 0) if type(part) is Text else _measured(part)
+                of_part = _measured(part)
                 text, media = text + of_part[0], media + of_part[1]
             return text, media
         case Thinking():

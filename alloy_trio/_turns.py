@@ -100,8 +100,7 @@ async def _begin_turn(run: Run) -> None:
         await trio.lowlevel.checkpoint()
     if run.emitter.unheard(1) is None:
         await run.emitter.emit(TurnStart())
-    if run.hooks.has("before_completion"):
-        await run.hooks.fire("before_completion", run.view)
+    await run.hooks.fire("before_completion", run.view)
     await run.listen()
 
 
@@ -164,8 +163,7 @@ async def _run_tools(run: Run, batch: Batch) -> None:
     run.controls.stop_calls()
     try:
         await run.save()
-        if run.hooks.has("after_tool_request"):
-            await run.hooks.fire("after_tool_request", run.view)
+        await run.hooks.fire("after_tool_request", run.view)
         if run.hooks.has("before_tool_call"):
             await batch.admit(lambda call: _judge(run, call))
     except Exception as error:
@@ -175,8 +173,7 @@ async def _run_tools(run: Run, batch: Batch) -> None:
     await batch.run()
     run.close_batch()
     run.commit()
-    if run.hooks.has("after_tool_execution"):
-        await run.hooks.fire("after_tool_execution", run.view)
+    await run.hooks.fire("after_tool_execution", run.view)
 
 
 async def _judge(run: Run, call: ToolUse) -> Verdict:
