@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -224,3 +225,12 @@ async def test_a_provider_and_tools_that_never_wait_leave_time_for_others(autoju
         await run("go", provider=Eager(), tools=[again], max_turns=100)
         nursery.cancel_scope.cancel()
     assert turns > 5
+
+
+def test_ids_differ_in_programs_that_seed_random() -> None:
+    """As many do that train models: two of them, with one store, would otherwise write into one session."""
+    ids = []
+    for _ in range(2):
+        random.seed(0)
+        ids.append(Session().id)
+    assert ids[0] != ids[1]
