@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from alloy_trio import Agent
+from alloy_trio import Agent, QueueFull
 from alloy_trio.supervision import (
     ChildExited,
     ChildRestarted,
@@ -498,6 +498,22 @@ async def test_an_agent_s_handle_outlives_restarts(autojump_clock: object) -> No
         assert (await agent.chat("two")).text == "b"
         assert supervisor["x"] is agent
         assert supervisor.which_children()[0].restarts == 1
+
+
+async def test_an_agent_that_is_down_takes_no_more_than_it_would(autojump_clock: object) -> None:
+    """Nothing is under way then, so all that it has been asked waits."""
+
+    async def slowly(*_: object) -> None:
+        await trio.sleep(10)
+
+    spec = Agent.child_spec(name="x", provider=ScriptedProvider(["a"]), max_pending=1, on_shutdown=slowly)
+    async with open_supervisor([spec]) as supervisor, trio.open_nursery() as nursery:
+        agent = supervisor["x"]
+        nursery.start_soon(agent.stop)
+        await trio.sleep(1)
+        await agent.send_message("one")
+        with pytest.raises(QueueFull, match="max_pending=1"):
+            await agent.send_message("two")
 
 
 async def test_a_thousand_children_of_which_a_tenth_crashes_every_second(autojump_clock: object) -> None:
