@@ -90,6 +90,13 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session
+def promises(session: nox.Session) -> None:
+    """Break each promise in a copy of the source, and see that its test fails; `-- money` breaks some of them."""
+    _install(session, "test")
+    session.run("python", "tests/promises.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
     session.install("uv")
