@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from ._agent_config import AgentConfig
     from ._config import Config
-    from ._emitter import Numbered, Sink
+    from ._emitter import EventBatch, Sink
     from ._requests import AgentRequest
     from ._result import Status
     from .tools._tool import Tool
@@ -287,7 +287,7 @@ class Core(Desk):
             return sink
         topic = f"agent:{self.session.id}:events"
 
-        async def publish(batch: Numbered) -> None:
+        async def publish(batch: EventBatch) -> None:
             pubsub.publish(topic, tuple(batch.envelopes()))
             if sink is not None:
                 await sink(batch)

@@ -1,0 +1,89 @@
+"""What is served: agents by name, topics, and the results of requests that nobody waited for. Knows nothing of sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from .._agent import Agent
+from .._errors import UnknownRequest
+from ..supervision._registry import Registry
+from ..supervision._supervisor import Supervisor
+from ._errors import UnknownAgent
+
+if TYPE_CHECKING:
+    from .._requests import Pending
+    from ..pubsub._pubsub import PubSub
+    from ._rights import Permissions
+
+Agents: TypeAlias = "Registry | Supervisor | Mapping[str, Agent]"
+
+_KEPT = 1000  # results of messages that are kept for whoever asks later
+
+
+@attrs.define(eq=False)
+class House:
+    """
+    All that a server has to offer, to whoever may have it.
+
+    Attributes:
+        agents: The agents, by name.
+        pubsub: The topics; None: those of no agent.
+    """
+
+    agents: Agents
+    pubsub: PubSub | None = None
+    _pending: dict[tuple[str, str], Pending] = attrs.field(factory=dict)
+
+    def names(self, permissions: Permissions) -> list[str]:
+        """Return the names of the agents that may be reached."""
+        return [name for name in self._names() if permissions.allows(name)]
+
+    def _names(self) -> list[str]:
+        if isinstance(self.agents, Supervisor):
+            return [child.id for child in self.agents.which_children() if isinstance(child.handle, Agent)]
+        return list(self.agents.names() if isinstance(self.agents, Registry) else self.agents)
+
+    async def agent(self, name: object, permissions: Permissions) -> Agent:
+        """
+        Return an agent, once it is up: waits while its supervisor starts it again.
+
+        Raises:
+            UnknownAgent: There is none of that name, or it may not be reached: which of both, is not said.
+        """
+        found: Any = None
+        if isinstance(name, str) and permissions.allows(name):
+            try:
+                found = await self._find(name)
+            except LookupError:
+                found = None
+        if not isinstance(found, Agent):
+            known = ", ".join(self.names(permissions)) or "none"
+            raise UnknownAgent(f"there is no agent {name!r:.100} for you here; those that are: {known}")
+        return found
+
+    async def _find(self, name: str) -> Any:
+        if isinstance(self.agents, Supervisor):
+            return self.agents[name]  # an agent's handle outlives restarts
+        return await self.agents.wait(name) if isinstance(self.agents, Registry) else self.agents[name]
+
+    def keep(self, name: str, pending: Pending) -> None:
+        """Keep a request that nobody waits for; of those that are done, the oldest are given up for it."""
+        self._pending[name, pending.request_id] = pending
+        done = [key for key, each in self._pending.items() if each.is_done]
+        for key in done[: max(0, len(done) - _KEPT)]:
+            del self._pending[key]
+
+    def kept(self, name: str, request_id: str) -> Pending | None:
+        """Return a request that was kept."""
+        return self._pending.get((name, request_id))
+
+    def pending(self, name: str, request_id: str) -> Pending:
+        """Do the same. Raises UnknownRequest where there is none."""
+        if (pending := self.kept(name, request_id)) is None:
+            raise UnknownRequest(
+                f"no message {request_id!r:.100} was sent to {name} from outside, or it was over long ago"
+            )
+        return pending
