@@ -179,8 +179,11 @@ FLOORS = {
     "repl._sitting": 6,
     "repl._terminal": 6,
     "repl._text": 6,
+    "testing._answers": 6,
     "testing._asserts": 6,
     "testing._chaos": 6,
+    "testing._fault_server": 6,
+    "testing._faults": 6,
     "testing._script": 6,
     "__main__": 6,
 }
