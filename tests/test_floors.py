@@ -67,6 +67,7 @@ FLOORS = {
     "sessions._rows": 1,
     "sessions._sqlite": 1,
     # 2: languages
+    "providers._address": 2,
     "providers._base": 2,
     "providers._checks": 2,
     "providers._classify": 2,

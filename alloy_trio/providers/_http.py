@@ -15,7 +15,6 @@ waited for as long.
 from __future__ import annotations
 
 import abc
-import base64
 import contextlib
 import functools
 import logging
@@ -23,8 +22,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote, urlsplit
 
 import attrs
 import trio
@@ -32,6 +31,7 @@ import trio
 from .._errors import ConnectionFailed, InvalidOption, ProviderError, ProviderTimeout, WireError
 from .._messages import Block, Message
 from .._price import Price
+from ._address import Address, address_of
 from ._base import Call, Emit, Request, Response, Terms, as_events
 from ._checks import check_headers, check_price, clean_key, clean_url, is_header, own_body, own_headers, shown_url
 from ._classify import from_status
@@ -216,7 +216,7 @@ class HTTPProvider(abc.ABC):
     async def _post(self, call: Call) -> Reply:
         """Send a request, and return the answer once its head has come. Raises `ExchangeError`."""
         if self.http_client is None and (pool := current_pool()) is not None:
-            address = _address(self.base_url)
+            address = address_of(self.base_url)
             return await exchange(
                 pool, self._origin(address), (self._head(call, address), *call.parts), stall=self.stall_timeout
             )
@@ -226,7 +226,7 @@ class HTTPProvider(abc.ABC):
         client = self.http_client or _httpx.shared_client(self.ssl_context)
         return await _httpx.post(client, self.base_url + call.path, self._fields(call, {}), call.body, stall=stall)
 
-    def _origin(self, address: _Address) -> Origin:
+    def _origin(self, address: Address) -> Origin:
         context = (self.ssl_context or default_context()) if address.is_tls else None
         return Origin(address.host, address.port, context)
 
@@ -245,7 +245,7 @@ class HTTPProvider(abc.ABC):
         if pool is None:
             return {"active": 0, "waiting": 0, "idle": 0}
         try:
-            return pool.statistics(self._origin(_address(self.base_url)))
+            return pool.statistics(self._origin(address_of(self.base_url)))
         except ExchangeError as failure:
             raise self._failed(failure) from failure.__cause__
 
@@ -260,7 +260,7 @@ class HTTPProvider(abc.ABC):
         """What stands ahead of a request's length, by its path and its own headers."""
         return {}
 
-    def _head(self, call: Call, address: _Address) -> bytes:
+    def _head(self, call: Call, address: Address) -> bytes:
         key = (call.path, tuple(call.headers.items()))
         if (head := self._heads.get(key)) is None:
             headers = {"host": address.shown, **self._fields(call, address.authorization)}
@@ -380,48 +380,3 @@ async def _read_error(body: Reply) -> bytes:
         while len(read) <= MAX_ERROR_BODY and (chunk := await _read_if_there(body, _PATIENCE)):
             read += chunk
     return bytes(read)
-
-
-class _Address(NamedTuple):
-    """Where a base URL leads."""
-
-    is_tls: bool
-    host: str
-    port: int
-    shown: str  # in the `host` field
-    path: str
-    authorization: Mapping[str, str]  # the field of that name, if the address has a user in it
-
-
-@functools.lru_cache(maxsize=64)
-def _address(base_url: str) -> _Address:
-    """
-    Take a base URL apart.
-
-    Raises:
-        CannotAsk: It leads nowhere.
-    """
-    url = urlsplit(base_url)
-    host = url.hostname or ""
-    try:
-        name = host if host.isascii() else _encoded(host)
-    except UnicodeError as error:
-        raise CannotAsk(f"base_url={shown_url(base_url)} cannot be used: {error}") from error
-    if not name or not name.isprintable() or " " in name:
-        raise CannotAsk(f"base_url={shown_url(base_url)} cannot be used: it has no host")
-    is_tls = url.scheme == "https"
-    usual = 443 if is_tls else 80
-    bracketed = f"[{name}]" if ":" in name else name
-    shown = bracketed if url.port in {None, usual} else f"{bracketed}:{url.port}"
-    authorization = {}
-    if url.username or url.password:
-        user = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
-        authorization = {"authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-    return _Address(is_tls, name, url.port or usual, shown, url.path, authorization)
-
-
-def _encoded(host: str) -> str:
-    """Return a name with other letters than ASCII as DNS has it. Raises `UnicodeError`."""
-    import idna  # noqa: PLC0415 - few need it
-
-    return idna.encode(host, uts46=True).decode()
