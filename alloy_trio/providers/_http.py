@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alloy_trio.http")
 
 MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
+MAX_STREAM = (
+    512 * 2**20
+)  # bytes of one that is streamed: many times what the longest answers take with all that is around them
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 
 _PATIENCE = 5.0  # seconds for bytes that we can do without, the text of an error
@@ -319,9 +322,11 @@ class HTTPProvider(abc.ABC):
 
     async def _read(self, body: Reply, emit: Emit | None) -> Response:
         """Read an answer as what it is: some servers stream unasked, some answer a streaming request in one piece."""
-        head = b""
+        head, left = b"", MAX_STREAM
         while not head and (chunk := await body.read()):
             head = chunk.lstrip(_BLANK)  # blank lines ahead of the answer keep the connection alive
+            if (left := left - len(chunk)) < 0:
+                raise _too_large()
         streams = (head[:1] != b"{" and _is_stream(head)) if head else emit is not None
         if not streams:
             rest = b"" if body.is_complete else await _read_all(body, MAX_BODY - len(head))
@@ -332,16 +337,22 @@ class HTTPProvider(abc.ABC):
         return await self._read_stream(head, body, emit or _ignore)
 
     async def _read_stream(self, chunk: bytes, body: Reply, emit: Emit) -> Response:
-        decoder = self.decoder()
+        decoder, left, until = self.decoder(), MAX_STREAM, math.inf
         while chunk:
             if events := decoder.feed(chunk):
                 await emit(*events)
                 decoder.check()  # raises what failed behind them, in the same read
-            # Behind their last event some servers break the connection off, some leave it open.
+            left -= len(chunk)
             if not decoder.is_complete():
+                if left < 0:
+                    raise _too_large()
                 chunk = await body.read()
-            else:
-                chunk = b"" if body.is_complete else await _read_if_there(body, decoder.patience)
+                continue
+            # Behind their last event some servers break the connection off, some leave it open, some keep it alive: only
+            # more of the answer is worth more time.
+            patient = trio.current_time() + decoder.patience
+            until = patient if events else min(until, patient)
+            chunk = b"" if body.is_complete or left < 0 else await _read_if_there(body, until)
         if events := decoder.close():
             await emit(*events)
         return decoder.finish()
@@ -351,9 +362,9 @@ async def _ignore(*_: ProviderEvent) -> None:
     """Take events that nobody asked for."""
 
 
-async def _read_if_there(reply: Reply, patience: float) -> bytes:
-    """Return the next bytes, b"" also where the connection breaks, or stays silent for a while."""
-    with trio.move_on_after(patience), contextlib.suppress(ExchangeError):
+async def _read_if_there(reply: Reply, until: float) -> bytes:
+    """Return the next bytes, b"" also where the connection breaks, or none come until then."""
+    with trio.move_on_at(until), contextlib.suppress(ExchangeError):
         return await reply.read()
     return b""
 
@@ -361,6 +372,12 @@ async def _read_if_there(reply: Reply, patience: float) -> bytes:
 def _is_stream(head: bytes) -> bool:
     """Whether a body that begins so, cut anywhere, is one of server-sent events."""
     return any(start.startswith(head[: len(start)]) for start in _SSE_STARTS)
+
+
+def _too_large() -> WireError:
+    return WireError(
+        f"the answer is larger than {MAX_STREAM} bytes, the most that is read of a stream: is base_url right?"
+    )
 
 
 async def _read_all(body: Reply, bound: int) -> bytes:
@@ -376,7 +393,7 @@ async def _read_all(body: Reply, bound: int) -> bytes:
 async def _read_error(body: Reply) -> bytes:
     """Read what can be read of an error page: where it breaks off, or hangs, the status says enough."""
     read = bytearray()
-    with trio.move_on_after(_PATIENCE):
-        while len(read) <= MAX_ERROR_BODY and (chunk := await _read_if_there(body, _PATIENCE)):
-            read += chunk
+    until = trio.current_time() + _PATIENCE
+    while len(read) <= MAX_ERROR_BODY and (chunk := await _read_if_there(body, until)):
+        read += chunk
     return bytes(read)
