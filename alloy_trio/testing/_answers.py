@@ -129,7 +129,7 @@ def delta(wire: Wire, text: str) -> bytes:
     """Return the event with a piece of the answer's text."""
     match wire:
         case "chat":
-            return event({"choices": [{"index": 0, "delta": {"content": text}}]})
+            return event({**_CHUNK, "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
         case "messages":
             change = {"type": "text_delta", "text": text}
             return event({"type": "content_block_delta", "index": 0, "delta": change})
@@ -187,12 +187,14 @@ class Gzipped:
 
 # What the three say where nothing goes wrong
 
+_CHUNK: Final = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "m"}
 _PLACE: Final = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
 
 
 def _chat(text: str) -> dict[str, Any]:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return {"object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    return {**_CHUNK, "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
 def _message(text: str, **news: Any) -> dict[str, Any]:
@@ -214,7 +216,7 @@ _Events: TypeAlias = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # before
 
 
 def _chat_events(_: str) -> _Events:
-    return [], [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
+    return [], [{**_CHUNK, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
 
 
 def _message_events(_: str) -> _Events:

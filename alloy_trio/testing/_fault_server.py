@@ -215,14 +215,17 @@ class _Connection:
         while len(first) < place and (piece := next(pieces, b"")):
             first += piece
         await self._send(first[:place])
+        rest = first[place:] or next(pieces, b"")
         match fault.end:
+            case "stall" if not rest:
+                return True
             case "stall":
                 await self._wait_until_left()
             case "reset":
                 await trio.sleep(_MOMENT)
                 self.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
             case "trickle":
-                await self._trickle(itertools.chain((first[place:],), pieces), fault.seconds)
+                await self._trickle(itertools.chain((rest,), pieces), fault.seconds)
                 return True
         return False
 

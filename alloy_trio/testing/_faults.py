@@ -16,7 +16,7 @@ from ._answers import Answer, Endless, Gzipped, Place, delta, error, error_event
 
 Change: TypeAlias = Callable[[Answer], Answer]
 End: TypeAlias = Literal["", "close", "reset", "stall", "trickle", "refuse"]
-Kind: TypeAlias = Literal["head", "field", "early", "blank", "comment", "line", "event", "json"]
+Kind: TypeAlias = Literal["head", "field", "early", "blank", "comment", "line", "event", "json", "behind"]
 
 _LARGE: Final = 10 * 2**30  # bytes of what has no end: it has one, so that no test can run for ever
 _BLOCK: Final = b"x" * 2**16
@@ -176,7 +176,8 @@ class Fault:
 
         Args:
             what: `head`, of fields; `field`, one of them; `early`, answers of 103 ahead of it. Of the body: `blank` lines,
-                `comment`s of a stream, one `line` of it, `event`s with more and more text, a string in `json`.
+                `comment`s of a stream, one `line` of it, `event`s with more and more text, a string in `json`; and comments
+                `behind` a whole answer (of one that is no stream: blank lines).
             size: Bytes of it.
         """
         return cls(lambda answer: _without_end(answer, what, size))
@@ -186,10 +187,13 @@ def _without_end(answer: Answer, what: Kind, size: int) -> Answer:
     first, piece = _ENDLESS.get(what, (b"", b""))
     if what in {"head", "field", "early"}:
         return attrs.evolve(answer, head=Endless((first,), piece, size), pieces=(), is_framed=False)
-    if what == "event":
+    if what == "behind":
+        piece = _ENDLESS["comment" if answer.streams else "blank"][1]
+        body = Endless(tuple(answer.pieces), piece, size)
+    elif what == "event":
         streamed = good(answer.wire, "on", streams=True)
         begun = tuple(itertools.islice(streamed.pieces, streamed.middle))
-        body = Endless(begun, delta(answer.wire, " and on") * 100, size)
+        body = Endless(begun, delta(answer.wire, " and on" * 20) * 20, size)
     else:
         body = Endless((first,), piece, size)
     kind = "application/json" if what == "json" else "text/event-stream"
@@ -201,7 +205,7 @@ _ENDLESS: Final[dict[Kind, tuple[bytes, bytes]]] = {
     "field": (b"HTTP/1.1 200 OK\r\nx-more: ", _BLOCK),
     "early": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000),
     "blank": (b"\n", b"\n" * 2**16),
-    "comment": (b": hello\n\n", b": still here\n\n" * 1000),
+    "comment": (b": hello\n\n", b": still here%s\n\n" % (b" and here" * 20) * 100),
     "line": (b"data: ", _BLOCK),
     "json": (b'{"padding": "', _BLOCK),
 }
