@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import random
 import time
 import tracemalloc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 import httpx
 import pytest
 import trio
+import trio.testing
 from test_http import KEY, PROMPTLY, _plain_sockets  # noqa: F401 - a fixture
 
 import alloy_trio
@@ -85,6 +88,7 @@ Expected: TypeAlias = Fails | None  # None: the answer, and no error
 
 BROKEN, STALLED = Fails(ConnectionFailed), Fails(ProviderTimeout)
 NONSENSE, CUT = Fails(WireError, again=False), Fails(WireError)
+THROTTLED = Fails(RateLimited, retryable=True)
 LATE = Fails(RunTimeout, again=False, begun=True)  # nobody is asked once the time is over
 
 
@@ -184,7 +188,8 @@ CASES: Final[dict[str, Case]] = {
     "bomb, event": Case(Fault.endless("event") & Fault.gzip(), NONSENSE, NONSENSE.after_text),
     # What is compressed
     "gzip": both(Fault.gzip(), None),
-    "gzip, cut": both(Fault.gzip() & Fault.close("in event"), BROKEN),
+    "gzip, cut": Case(Fault.gzip() & Fault.close("in event"), BROKEN, BROKEN.after_text),
+    "gzip, half": Case(Fault.gzip() & Fault.half(), CUT, CUT.after_text),
     "gzip that is none": both(Fault.status("200 OK", content_encoding="gzip"), NONSENSE),
     # What is refused
     **named("429", waits("429 Too Many Requests", RateLimited)),
@@ -254,7 +259,7 @@ def bounded_memory() -> Iterator[None]:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("policy", ["alone", "retries", "fallback"])
+@pytest.mark.parametrize("policy", get_args(Policy))
 @pytest.mark.parametrize("streaming", [False, True], ids=["buffered", "streamed"])
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("fault", CASES)
@@ -314,6 +319,7 @@ async def _goes_wrong(fault: str, name: str, *, streaming: bool, policy: Policy)
         asked = 3 if policy == "retries" and expected is not None and _is_saved(expected, policy) else 1
         assert len(server.requests) == (asked if fault != "refused" else asked // 3)
         assert server.taken < STREAM + BUFFERS
+        assert options["provider"].statistics()["active"] == 0
         assert not any("elsewhere" in request.path for request in other.requests)
 
 
@@ -331,3 +337,73 @@ def _fails_as(failure: object, expected: Fails) -> None:
         assert failure.retryable == retryable, f"{failure!r}"
         assert failure.result is not None
         assert bool(failure.result.text) == expected.begun
+
+
+@pytest.mark.parametrize("wire", PROVIDERS)
+async def test_all_that_may_pass_one_after_the_other(wire: str) -> None:
+    """A run outlives any number of them, in any order, and each costs it one attempt."""
+    passing = [
+        case.fault
+        for name, case in CASES.items()
+        if isinstance(case.fault, Fault) and case.buffered in (BROKEN, CUT, THROTTLED) and name != "refused"
+    ]
+    random.Random(7).shuffle(passing)
+    async with FaultServer(passing) as server:
+        by = PROVIDERS[wire]("m", api_key=KEY, base_url=server.url)
+        retries = len(passing)
+        result = await alloy_trio.run("Hi", provider=by, timeout=TIMEOUT, max_retries=retries, retry_backoff=1e-30)
+        assert result.text == "Hello"
+        assert not server.script
+        with trio.fail_after(PROMPTLY):
+            await server.wait_idle()
+    assert len(passing) > 20
+
+
+def counted() -> str:
+    """Say how many cases there are, for the docs."""
+    runs = len(PROVIDERS) * 2 * len(get_args(Policy))
+    over_httpx = 2 * (len(CASES) - len(LEFT_BY_HTTPX))
+    return f"{len(CASES)} faults, {len(CASES) * runs} cases, and {over_httpx} over httpx"
+
+
+async def test_a_server_says_what_it_was_asked() -> None:
+    async with FaultServer([None, Fault.body(b"{}")], answer="Yes.") as server:
+        by = Anthropic("m", api_key=KEY, base_url=server.url)
+        assert (await alloy_trio.run("Really?", provider=by)).text == "Yes."
+        assert len(server.script) == 1
+    (asked,) = server.requests
+    assert asked.path == "/v1/messages"
+    assert asked.headers["x-api-key"] == KEY
+    assert asked.body["messages"][0]["content"][0]["text"] == "Really?"
+    assert server.connections == 1
+
+
+async def test_a_refusal_takes_its_time_and_the_address_stays() -> None:
+    """In the middle of a script, too: what was kept is closed, and nobody listens until the time is over."""
+    async with FaultServer([None, Fault.refuse(0.1)]) as server:
+        by = OpenAICompat("m", base_url=server.url)
+        assert (await alloy_trio.run("Hi", provider=by)).text == "Hello"
+        await trio.testing.wait_all_tasks_blocked()
+        start = trio.current_time()
+        with pytest.raises(ConnectionFailed) as caught:
+            await alloy_trio.run("Hi", provider=by, max_retries=0)
+        assert caught.value.nothing_sent
+        assert (await alloy_trio.run("Hi", provider=by, max_retries=30, retry_backoff=0.005)).text == "Hello"
+        assert trio.current_time() - start > 0.05
+    with pytest.raises(ConnectionFailed):
+        await alloy_trio.run("Hi", provider=by, max_retries=0)
+
+
+@pytest.mark.parametrize("failure", [ZeroDivisionError(), ExceptionGroup("a group", [ZeroDivisionError()])], ids=repr)
+async def test_a_failure_in_the_body_leaves_a_server_as_it_came(failure: Exception) -> None:
+    with assert_no_orphans(), pytest.raises(type(failure)) as caught:
+        async with FaultServer([Fault.stall("head")]) as server:
+            with trio.move_on_after(0.05):
+                await alloy_trio.run("Hi", provider=OpenAICompat("m", base_url=server.url))
+            raise failure
+    assert caught.value is failure
+
+
+def test_the_docs_say_how_many_cases_there_are() -> None:
+    text = (Path(__file__).parents[1] / "docs/howto/testing.md").read_text("utf-8")
+    assert counted() in " ".join(text.split())

@@ -293,7 +293,8 @@ class HTTPProvider(abc.ABC):
                 said = f"{self.base_url} sent nothing for {self.stall_timeout:g} seconds (stall_timeout)"
                 return ProviderTimeout(said, retryable=True)
             case Undecodable():
-                return WireError(f"{self.base_url} sent a body that does not decompress: {failure}")
+                said = f"{self.base_url} sent a body that does not decompress: {failure}"
+                return WireError(said, retryable=failure.may_pass)
             case CannotAsk():
                 return InvalidOption(self._redacted(f"the request cannot be sent: {failure}"))
         retryable = not isinstance(failure, Broken) or failure.may_pass

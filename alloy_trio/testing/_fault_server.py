@@ -21,7 +21,8 @@ import attrs
 import trio
 
 from .._background import Background
-from ..providers._json import decode
+from .._errors import WireError
+from ..providers._json import as_dict, decode
 from ._answers import Answer, good, wire_of
 from ._faults import Fault
 
@@ -42,12 +43,12 @@ class Asked:
     Attributes:
         path: Where to.
         headers: Its fields; names in lower case.
-        body: Its JSON.
+        body: Its JSON; the bytes, where it is none.
     """
 
     path: str
     headers: dict[str, str]
-    body: Any  # JSON, of any shape
+    body: Any
 
 
 class FaultServer:
@@ -168,7 +169,7 @@ class FaultServer:
             return False
         self.requests.append(asked)
         wire = wire_of(asked.path)
-        answer = fault.change(good(wire, self._answer, streams=asked.body.get("stream") is True))
+        answer = fault.change(good(wire, self._answer, streams=as_dict(asked.body).get("stream") is True))
         return await connection.send(answer, fault)
 
 
@@ -202,7 +203,7 @@ class _Connection:
             if not await self._more():
                 return None
         body, self._read = self._read[:size], self._read[size:]
-        return Asked(line.split(" ")[1], headers, decode(body or b"{}"))
+        return Asked(line.split(" ")[1], headers, _read(body))
 
     async def send(self, answer: Answer, fault: Fault) -> bool:
         """Send what is to be sent, and return whether all of it was."""
@@ -241,3 +242,10 @@ class _Connection:
     async def _wait_until_left(self) -> None:
         while await self.stream.receive_some():
             pass
+
+
+def _read(body: bytes) -> Any:
+    try:
+        return decode(body)
+    except WireError:
+        return body

@@ -132,7 +132,9 @@ class Fault:
             if answer.streams:
                 return attrs.evolve(answer, pieces=tuple(itertools.islice(answer.pieces, answer.middle)))
             body = b"".join(answer.pieces)
-            return whole(answer, body[: len(body) // 2])
+            half = body[: len(body) // 2]
+            counted = {"content-length": str(len(half))} if "content-length" in answer.fields else {}
+            return attrs.evolve(answer, pieces=(half,), fields={**answer.fields, **counted})
 
         return cls(change)
 
@@ -165,7 +167,7 @@ class Fault:
         def change(answer: Answer) -> Answer:
             fields = {**answer.fields, "content-encoding": "gzip"}
             fields.pop("content-length", None)
-            return attrs.evolve(answer, pieces=Gzipped(answer.pieces), middle=0, fields=fields)
+            return attrs.evolve(answer, pieces=Gzipped(answer.pieces), fields=fields)
 
         return cls(change)
 
