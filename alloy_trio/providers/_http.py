@@ -326,7 +326,8 @@ class HTTPProvider(abc.ABC):
         head, left = b"", MAX_STREAM
         while not head and (chunk := await body.read()):
             head = chunk.lstrip(_BLANK)  # blank lines ahead of the answer keep the connection alive
-            if (left := left - len(chunk)) < 0:
+            left -= len(chunk)
+            if left < 0 and not head:
                 raise _too_large()
         streams = (head[:1] != b"{" and _is_stream(head)) if head else emit is not None
         if not streams:

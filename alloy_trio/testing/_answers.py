@@ -19,6 +19,8 @@ Wire: TypeAlias = Literal["chat", "messages", "responses"]
 Place: TypeAlias = Literal["head", "in head", "body", "event", "in event", "end"] | int
 
 _GZIP: Final = 31  # zlib's word for it
+_MEBI: Final = 2**20
+_BLOCKS: Final = 32  # that are sent at once
 _JSON: Final = "application/json"
 _SSE: Final = "text/event-stream"
 
@@ -173,16 +175,30 @@ class Endless:
 
 @attrs.frozen
 class Gzipped:
-    """The same pieces, compressed, each so that it can be read when it has come."""
+    """The same pieces, compressed, each so that it can be read when it has come. Of what is endless many come in one: a bomb."""
 
     pieces: Iterable[bytes]
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield them."""
+        if isinstance(self.pieces, Endless):
+            return _bomb(self.pieces)
+        return self._each()
+
+    def _each(self) -> Iterator[bytes]:
         compressor = zlib.compressobj(wbits=_GZIP)
         for piece in self.pieces:
             yield compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
         yield compressor.flush()
+
+
+def _bomb(endless: Endless) -> Iterator[bytes]:
+    """Compress one block that refers to nothing before it, and yield that again and again: it costs nothing to make."""
+    compressor = zlib.compressobj(wbits=_GZIP)
+    yield compressor.compress(b"".join(endless.first)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    block = endless.piece * (_MEBI // len(endless.piece) + 1)
+    packed = compressor.compress(block) + compressor.flush(zlib.Z_FULL_FLUSH)
+    yield from itertools.repeat(packed * _BLOCKS, endless.size // (len(block) * _BLOCKS))
 
 
 # What the three say where nothing goes wrong
