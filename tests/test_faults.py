@@ -343,6 +343,25 @@ def _fails_as(failure: object, expected: Fails) -> None:
         assert bool(failure.result.text) == expected.begun
 
 
+@pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+@pytest.mark.parametrize("wire", PROVIDERS)
+async def test_a_client_that_follows_redirects_takes_no_key_elsewhere(wire: str, status: str) -> None:
+    """On the same server it goes where it is sent; another one gets no request, with neither the key nor the conversation."""
+    async with FaultServer() as other, httpx.AsyncClient(follow_redirects=True) as client:
+        away = Fault.status(status, location=f"{other.url}/elsewhere")
+        around = Fault.status("307 Temporary Redirect", location="/v1/messages")
+        async with FaultServer([away, around]) as server:
+            by = PROVIDERS[wire]("m", api_key=KEY, base_url=server.url, http_client=client)
+            with pytest.raises(BadRequest, match=r"redirects to .*elsewhere.* base_url"):
+                await alloy_trio.run("Hi", provider=by, max_retries=0)
+            assert len(server.requests) == 1
+            with contextlib.suppress(ProviderError):  # Claude's answer is none to the others
+                await alloy_trio.run("Hi", provider=by, max_retries=0)
+            assert [asked.path for asked in server.requests[2:]] == ["/v1/messages"]
+            assert server.requests[2].body == server.requests[1].body
+        assert not other.connections
+
+
 @pytest.mark.parametrize("wire", PROVIDERS)
 async def test_all_that_may_pass_one_after_the_other(wire: str) -> None:
     """A run outlives any number of them, in any order, and each costs it one attempt."""
