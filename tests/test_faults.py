@@ -343,6 +343,27 @@ def _fails_as(failure: object, expected: Fails) -> None:
         assert bool(failure.result.text) == expected.begun
 
 
+async def test_a_bomb_leaves_everybody_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read from the socket may inflate to 64 MiB; others have a turn at each MiB of it."""
+    monkeypatch.setattr(_http, "MAX_BODY", 64 * 2**20)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with FaultServer([Fault.endless("json") & Fault.gzip()]) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        outcome = await ask(
+            streaming=False, provider=OpenAICompat("m", base_url=server.url), max_retries=0, timeout=TIMEOUT
+        )
+        assert isinstance(outcome, WireError)
+        assert turns > 50
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
 @pytest.mark.parametrize("wire", PROVIDERS)
 async def test_a_client_that_follows_redirects_takes_no_key_elsewhere(wire: str, status: str) -> None:
