@@ -62,7 +62,7 @@ PROMISED = {
     "alloy_trio.reload": "ReloadFailed Reloadable Reloaded reload_modules watch",
     "alloy_trio.testing": """
         ScriptedProvider text tool_call error delay run_with_responses assert_tool_called refute_tool_called last_text
-        tool_calls assert_no_orphans cancel_at_checkpoint cancel_at_every_checkpoint
+        tool_calls assert_no_orphans cancel_at_checkpoint cancel_at_every_checkpoint Fault FaultServer
     """,
 }
 

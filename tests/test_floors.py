@@ -67,6 +67,7 @@ FLOORS = {
     "sessions._rows": 1,
     "sessions._sqlite": 1,
     # 2: languages
+    "providers._address": 2,
     "providers._base": 2,
     "providers._checks": 2,
     "providers._classify": 2,
@@ -179,8 +180,11 @@ FLOORS = {
     "repl._sitting": 6,
     "repl._terminal": 6,
     "repl._text": 6,
+    "testing._answers": 6,
     "testing._asserts": 6,
     "testing._chaos": 6,
+    "testing._fault_server": 6,
+    "testing._faults": 6,
     "testing._script": 6,
     "__main__": 6,
 }

@@ -59,13 +59,37 @@ async def post(
         )
         request.stream = _Upload(body)
         try:
-            reply = await client.send(request, stream=True)
+            reply = await _send(client, request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             # An idle connection that the server had closed meanwhile: no byte came back, so it is asked once more.
             if not seen or any(event.startswith("connection.connect") for event in seen):
                 raise
-            reply = await client.send(request, stream=True)
+            reply = await _send(client, request)
     return HTTPXReply(reply, is_ours=client in _clients.get({}).values())
+
+
+async def _send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """
+    Send a request, and follow redirects if the client does; but never to another server.
+
+    httpx would take along all headers but `authorization`, and some vendors have the key in another.
+    """
+    for _attempt in range(client.max_redirects + 1):
+        reply = await client.send(request, stream=True, follow_redirects=False)
+        following = reply.next_request
+        if not client.follow_redirects or following is None or not _stays(request.url, following.url):
+            return reply
+        await reply.aclose()
+        request = following
+    raise httpx.TooManyRedirects("too many redirects", request=request)
+
+
+def _stays(url: httpx.URL, following: httpx.URL) -> bool:
+    """Whether a redirect leads to the same server, or to the same one with TLS."""
+    if url.host != following.host:
+        return False
+    same = (url.scheme, url.port) == (following.scheme, following.port)  # None for the usual port
+    return same or (url.scheme, following.scheme, url.port, following.port) == ("http", "https", None, None)
 
 
 class HTTPXReply:
