@@ -15,7 +15,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   0  nouns           _errors _messages _usage _price _result _util _background
 #   1  facts and kit   _codec _events _session _instruments _telemetry _gate · _estimate _history _mailbox ·
 #                      _budget _reservation (the ledger) · _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
-#   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks _transcript · HTTP: _exchange _http1 ·
+#   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks _secret _transcript · HTTP: _exchange _http1 ·
 #                      tools/_tool _schema _context _output _threads
 #   3  wires, edges    providers/_anthropic _anthropic_messages _anthropic_media _openai _openai_messages _openai_compat
 #                      _openai_compat_messages (what is sent), _anthropic_reply _anthropic_plain _openai_reply _openai_plain

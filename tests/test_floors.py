@@ -76,6 +76,7 @@ FLOORS = {
     "providers._http1": 2,
     "providers._origin": 2,
     "providers._request": 2,
+    "providers._secret": 2,
     "providers._sse": 2,
     "providers._transcript": 2,
     "tools._context": 2,
