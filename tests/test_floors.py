@@ -124,6 +124,7 @@ FLOORS = {
     "_checks": 4,
     "_compaction": 4,
     "_config": 4,
+    "_guards": 4,
     "_controls": 4,
     "_emitter": 4,
     "_loop": 4,
@@ -189,6 +190,7 @@ FLOORS = {
 FACADES = {
     "",
     "events",
+    "guards",
     "otel",
     "providers",
     "pubsub",
