@@ -72,7 +72,7 @@ WIRES: list[Wire] = [Anthropic, OpenAI, OpenAICompat]
 SECRETS: dict[str, Any] = {
     "api_key": KEY,
     "extra_headers": {"x-my-token": f"Bearer {IN_HEADER}"},
-    "extra_body": {"gateway_token": IN_BODY},
+    "extra_body": {"gateway": {"token": IN_BODY}},
 }
 
 
@@ -172,6 +172,8 @@ def test_options_and_contexts_show_no_deps() -> None:
         {"base_url": f"https://host.test/v1#{PASSWORD}"},
         {"api_key": f"{KEY}\n{KEY}"},
         {"extra_headers": {"x": f"{KEY}\n"}},
+        {"extra_body": {"token": IN_BODY, "other": object()}},
+        {"extra_body": [IN_BODY]},
         {"extra_headers": {"content-length": KEY}},
     ],
     ids="-".join,

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from .._errors import InvalidOption
 from .._price import Price
+from ._json import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,8 +53,12 @@ def clean_key(key: str | None) -> str | None:
 
 
 def own_body(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of JSON fields, so that nobody changes them by accident: what was worked out from them is kept."""
-    return copy.deepcopy(dict(fields))
+    """Return a copy of JSON fields, so that nobody changes them by accident. Raises `InvalidOption` for what is no JSON."""
+    try:
+        encode(own := copy.deepcopy(dict(fields)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidOption(f"extra_body is no JSON object: {error}") from error
+    return own
 
 
 def own_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

@@ -75,7 +75,9 @@ def basic(url: str) -> str:
 def named(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield the values of those fields that are secret by their name, without a scheme (`Bearer`) ahead of them."""
     for name, value in fields.items():
-        if isinstance(value, str) and value.strip() and _NAME.search(name):
+        if isinstance(value, dict):
+            yield from named(value)
+        elif isinstance(value, str) and value.strip() and _NAME.search(name):
             yield value.split()[-1]
 
 
