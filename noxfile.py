@@ -6,6 +6,7 @@ Needs Python and pip; uv is used where it is installed. Every session runs on th
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import nox
@@ -14,7 +15,7 @@ nox.needs_version = ">= 2025.5"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["tests", "lint", "types", "api_types", "docs"]
+nox.options.sessions = ["tests", "lint", "types", "api_types", "docs", "wheel"]
 
 _PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -67,7 +68,64 @@ def docs(session: nox.Session) -> None:
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs)
 
 
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel by way of the sdist, see that it holds the package and nothing else, and run it on its own."""
+    session.install("build")
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    built = max(dist.glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    files = (path for path in Path("alloy_trio").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    wanted = {path.as_posix() for path in files}
+    with zipfile.ZipFile(built) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    if wanted != held or "alloy_trio/py.typed" not in held:
+        session.error(f"the wheel and the package differ in {sorted(wanted ^ held)}")
+    session.install("--force-reinstall", str(built))  # with what it needs, and none of its extras
+    session.cd(str(dist))  # away from the checkout
+    session.run("python", "-m", "alloy_trio", "--provider", "demo", "-p", "hello")
+
+
 # Sessions that need more than Python and pip (a server, a key, time) stand below, and not in `nox.options.sessions`.
+
+
+@nox.session
+def promises(session: nox.Session) -> None:
+    """Break each promise in a copy of the source, and see that its test fails; `-- money` breaks some of them."""
+    _install(session, "test")
+    session.run("python", "tests/promises.py", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
+    session.install("uv")
+    session.run("uv", "pip", "install", "--resolution", "lowest-direct", "--editable", ".", "--group", "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def pythons(session: nox.Session) -> None:
+    """Run the tests on each Python that is to be had here; those that are not are skipped."""
+    _install(session, "test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def pins(session: nox.Session) -> None:
+    """Write down anew the versions that CI installs: .ci/constraints.txt."""
+    session.install("uv")
+    options = ["--all-extras", "--group=dev", "--universal", "--no-header", "--no-annotate", "--upgrade", "--quiet"]
+    session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", ".ci/constraints.txt")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known weaknesses in the pinned versions, here and in what they need. Needs the network."""
+    session.install("pip-audit")
+    session.run(
+        "pip-audit", "--requirement", ".ci/constraints.txt", "--no-deps", "--disable-pip", "--strict", *session.posargs
+    )
 
 
 @nox.session

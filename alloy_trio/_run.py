@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
 
 import trio
@@ -197,8 +198,7 @@ class EventStream(Generic[OutputT]):
         self._send, self._receive = trio.open_memory_channel["Numbered"](0)
         self._task = Background(self._drive)
         self._has_begun = False
-        self._ready: deque[Numbered] = deque()
-        self._place = 0  # of the next event, in the first of them
+        self._ready: deque[tuple[Numbered, int]] = deque()  # batches, with the places of their events
         self._raised = False
 
     async def _drive(self) -> None:
@@ -235,10 +235,10 @@ class EventStream(Generic[OutputT]):
         return self
 
     async def __anext__(self) -> Event:
-        found = await self._next()
-        if found is None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._ready and not await self._wait():
             raise StopAsyncIteration
-        batch, place = found
+        batch, place = self._ready.popleft()
         return batch.events[place]
 
     def envelopes(self) -> AsyncIterator[Envelope]:
@@ -246,25 +246,22 @@ class EventStream(Generic[OutputT]):
         return _Envelopes(self._next_envelope)
 
     async def _next_envelope(self) -> Envelope | None:
-        found = await self._next()
-        return None if found is None else found[0].envelope(found[1])
-
-    async def _next(self) -> tuple[Numbered, int] | None:
-        """Return the next event as its place in a batch; None after the last."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if not self._ready:
-            self._check_begun()
-            try:
-                self._ready.append(await _receive(self._receive))
-            except trio.EndOfChannel:
-                await self._end()
-                return None
-        batch, place = self._ready[0], self._place
-        self._place += 1
-        if self._place == len(batch.events):
-            self._ready.popleft()
-            self._place = 0
-        return batch, place
+        if not self._ready and not await self._wait():
+            return None
+        batch, place = self._ready.popleft()
+        return batch.envelope(place)
+
+    async def _wait(self) -> bool:
+        """Wait until there is an event; returns whether there will be one."""
+        self._check_begun()
+        try:
+            batch = await _receive(self._receive)
+        except trio.EndOfChannel:
+            await self._end()
+            return False
+        self._ready.extend(zip(repeat(batch), range(len(batch.events)), strict=False))
+        return True
 
     async def _take(self, batch: Numbered) -> None:
         """Take a batch, and return once the one who iterates has it."""

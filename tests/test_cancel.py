@@ -108,6 +108,10 @@ async def test_cut_while_streaming_drops_calls_that_never_started(autojump_clock
     assert history[1].content == (Text("I will"),)
 
 
+async def test_cut_while_streaming_drops_what_the_provider_has_sealed(autojump_clock: object) -> None:
+    assert (await history_after([[SIGNED, text("So"), delay(60)]], 1))[1].content == (Text("So"),)
+
+
 async def test_cut_while_streaming_keeps_the_chat_wires_reasoning(autojump_clock: object) -> None:
     plain = Thinking("hm", provider_data={"field": "reasoning_content"})
     history = await history_after([[plain, text("So"), delay(60)]], 1)
@@ -158,6 +162,21 @@ async def test_a_tool_that_swallows_a_cancel_does_not_end_it(autojump_clock: obj
     # It returned: what it did is real.
     assert (result.outcome, result.text) == ("ok", "done anyway")
     assert len(session.messages) == 3
+
+
+async def test_no_tool_begins_behind_one_that_swallows_a_cancel(autojump_clock: object) -> None:
+    began: list[str] = []
+
+    @tool(inline=True)
+    def act() -> None:
+        """Act."""
+        began.append("act")
+
+    calls = [tool_call("swallow"), tool_call("act")]
+    first = swallow.evolve(concurrent=False)
+    with trio.move_on_after(1):
+        await run("go", provider=ScriptedProvider([calls]), tools=[first, act], max_turns=1)
+    assert began == []
 
 
 async def test_a_tool_that_swallows_a_cancel_in_the_last_turn_does_not_end_it_either(autojump_clock: object) -> None:

@@ -564,10 +564,21 @@ async def test_stall_guard(sent: bytes, streaming: bool) -> None:
 
 
 async def test_a_slow_consumer_is_no_stall() -> None:
-    async def emit(*_: object) -> None:
-        await trio.sleep(0.15)
+    """Time in `emit` does not count, though more is to come behind it."""
+    is_taken = trio.Event()
 
-    async with serving(replying(STREAM)) as server:
+    async def emit(*_: object) -> None:
+        if not is_taken.is_set():
+            await trio.sleep(0.15)
+            is_taken.set()
+
+    async def handle(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(chunks(delta("Hel"), end=False))
+        await is_taken.wait()
+        await connection.send(chunk(delta("lo") + STOP + DONE) + b"0\r\n\r\n")
+
+    async with serving(handle) as server:
         assert (await provider(server.url, stall_timeout=0.1).stream(HI, emit)).message.text == "Hello"
 
 
