@@ -66,3 +66,5 @@ class Discreet(dict[str, V]):
 
     def __repr__(self) -> str:
         return f"<{', '.join(map(str, self)) or 'nothing'}>"
+
+    __sentry_repr__ = __repr__  # Sentry looks into a mapping or a sequence itself, unless it has this

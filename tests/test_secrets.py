@@ -113,7 +113,23 @@ def told(error: BaseException) -> str:
             for frame in summary.stack
             if frame.filename != __file__
         ]
+    said += told_by_rich(error)
     return "\n".join(said)
+
+
+def told_by_rich(error: BaseException) -> list[str]:
+    """Return what rich shows of the same variables: it looks into containers by itself, whatever their repr says."""
+    rich = pytest.importorskip("rich.traceback")
+    shown = rich.Traceback.extract(
+        type(error),
+        error,
+        error.__traceback__,
+        show_locals=True,
+        locals_max_length=1000,
+        locals_max_string=100_000,
+    )
+    frames = [frame for stack in shown.stacks for frame in stack.frames if frame.filename != __file__]
+    return [f"rich: {frame.name} {name} {node}" for frame in frames for name, node in (frame.locals or {}).items()]
 
 
 def assert_quiet(shown: str) -> None:
@@ -137,18 +153,23 @@ def failing(kind: type[BaseException] = AlloyError) -> Iterator[list[BaseExcepti
 
 @pytest.mark.parametrize("make_it", WIRES)
 def test_a_provider_and_what_holds_it_show_no_secret(make_it: Wire) -> None:
+    pretty = pytest.importorskip("rich.pretty")
     by = make_it("m", base_url=f"https://me:{PASSWORD}@host.test/v1", **SECRETS)
     call = by.encode(HI, stream=True)
     config = AgentConfig(provider=by, deps=KEY, context={"key": KEY})
     for each in (by, call, config, config.of_run(), [by], {"provider": by}, config.options):
-        assert_quiet(f"{each!r} {each}")
+        assert_quiet(f"{each!r} {each} {pretty.pretty_repr(each, max_string=10_000)}")
     assert_quiet(by.origin)
 
 
 def test_what_carries_a_request_shows_nothing() -> None:
+    pretty = pytest.importorskip("rich.pretty")
     for each in (Parts((KEY.encode(), bytearray(KEY.encode()))), Headers(authorization=KEY), QuietBytes(KEY.encode())):
         assert_quiet(repr(each) + f"{each}" + repr((each,)))
-    assert "authorization" in repr(Headers(authorization=KEY))
+        looked_into = pretty.pretty_repr([each], max_string=10_000)
+        assert_quiet(looked_into)
+        assert_quiet(getattr(type(each), "__sentry_repr__")(each))  # noqa: B009 - by which Sentry asks for one
+    assert "authorization" in repr(Headers(authorization=KEY)) + pretty.pretty_repr(Headers(authorization=KEY))
 
 
 def test_options_and_contexts_show_no_deps() -> None:

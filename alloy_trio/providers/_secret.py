@@ -38,6 +38,8 @@ class Parts(tuple[bytes | bytearray | memoryview, ...]):
     def __repr__(self) -> str:
         return f"<a request in {len(self)} parts>"
 
+    __sentry_repr__ = __repr__
+
 
 class Headers(Discreet[str]):
     """Headers that may have a key in them."""
@@ -51,7 +53,7 @@ class QuietBytes(bytes):
     def __repr__(self) -> str:
         return f"<{len(self)} bytes>"
 
-    __str__ = __repr__
+    __str__ = __sentry_repr__ = __repr__
 
 
 def of_address(url: str) -> Iterator[str]:
