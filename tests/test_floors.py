@@ -77,6 +77,7 @@ FLOORS = {
     "providers._http1": 2,
     "providers._origin": 2,
     "providers._request": 2,
+    "providers._secret": 2,
     "providers._sse": 2,
     "providers._transcript": 2,
     "tools._context": 2,
@@ -124,6 +125,7 @@ FLOORS = {
     "_checks": 4,
     "_compaction": 4,
     "_config": 4,
+    "_guards": 4,
     "_controls": 4,
     "_emitter": 4,
     "_loop": 4,
@@ -192,6 +194,7 @@ FLOORS = {
 FACADES = {
     "",
     "events",
+    "guards",
     "otel",
     "providers",
     "pubsub",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from ._checks import shown_url
 from ._exchange import CannotAsk
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping  # this hint is never resolved
+from ._secret import Headers, basic
 
 
 class Address(NamedTuple):
@@ -25,6 +22,7 @@ class Address(NamedTuple):
         shown: What stands in the `host` field.
         path: What comes before a wire's own path.
         authorization: The field of that name, if the address has a user in it.
+        base: The URL without a user.
     """
 
     is_tls: bool
@@ -32,7 +30,8 @@ class Address(NamedTuple):
     port: int
     shown: str
     path: str
-    authorization: Mapping[str, str]
+    authorization: Headers
+    base: str
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,11 +54,9 @@ def address_of(base_url: str) -> Address:
     usual = 443 if is_tls else 80
     bracketed = f"[{name}]" if ":" in name else name
     shown = bracketed if url.port in {None, usual} else f"{bracketed}:{url.port}"
-    authorization = {}
-    if url.username or url.password:
-        user = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
-        authorization = {"authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-    return Address(is_tls, name, url.port or usual, shown, url.path, authorization)
+    authorization = Headers(authorization=basic(base_url)) if url.username or url.password else Headers()
+    base = f"{url.scheme}://{shown}{url.path}"
+    return Address(is_tls, name, url.port or usual, shown, url.path, authorization, base)
 
 
 def _encoded(host: str) -> str:

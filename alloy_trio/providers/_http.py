@@ -20,7 +20,7 @@ import functools
 import logging
 import math
 import os
-import re
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urlsplit
@@ -38,6 +38,7 @@ from ._classify import from_status
 from ._exchange import Broken, CannotAsk, CannotConnect, ExchangeError, Stalled, Undecodable
 from ._origin import fingerprint
 from ._pool import Origin
+from ._secret import Headers, Parts, QuietBytes, discreet, hush, named, of_address, redact
 from ._transport import current_pool, default_context, exchange
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ MAX_STREAM = (
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 
 _PATIENCE = 5.0  # seconds for bytes that we can do without, the text of an error
-_SECRET = 4  # characters; a shorter key is a placeholder, and may stand in any text
-_TELLING = 8  # characters of a key by which a part of it is known again
 _MOST_HEADS = 16  # that a provider keeps: a wire has few
 _NOT_HERE = {404, 405}  # what a wrong path gives
 
@@ -72,7 +71,6 @@ _HEADERS = {
     "content-type": "application/json",
 }
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
-_SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
 
 _TARGET = "/?#[]@!$&'()*+,;=:%-._~"  # what stands in a path and a query as it is
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # white space, and a byte order mark
@@ -121,6 +119,11 @@ class HTTPProvider(abc.ABC):
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
     price: Price | None = attrs.field(default=None, kw_only=True, validator=check_price)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if (init := vars(cls).get("__init__")) is not None:
+            setattr(cls, "__init__", discreet(init))  # noqa: B010 - to a type checker it stays what it was
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None or self.env_key is None:
@@ -194,6 +197,7 @@ class HTTPProvider(abc.ABC):
     async def _exchange(self, call: Call, emit: Emit | None) -> Response:
         reply: Reply | None = None
         reply_id = None
+        outer = sys.exception()
         try:
             try:
                 reply = await self._post(call)
@@ -210,29 +214,31 @@ class HTTPProvider(abc.ABC):
             finally:
                 if reply is not None:
                     await reply.aclose()
-        except ProviderError as error:
-            error.args = (self._redacted(str(error)),)
-            error.provider, error.model = error.provider or self.name, error.model or self.model
-            error.request_id = error.request_id or reply_id
-            raise
+        except (ProviderError, InvalidOption) as error:
+            hush(error, outer, self._redacted)
+            if isinstance(error, ProviderError):
+                error.provider, error.model = error.provider or self.name, error.model or self.model
+                error.request_id = error.request_id or reply_id
+            raise error.with_traceback(None)  # noqa: B904 - the same error
 
     async def _post(self, call: Call) -> Reply:
         """Send a request, and return the answer once its head has come. Raises `ExchangeError`."""
+        address = address_of(self.base_url)
         if self.http_client is None and (pool := current_pool()) is not None:
-            address = address_of(self.base_url)
-            return await exchange(
-                pool, self._origin(address), (self._head(call, address), *call.parts), stall=self.stall_timeout
-            )
+            parts = Parts((self._head(call, address), *call.parts))
+            return await exchange(pool, self._origin(address), parts, stall=self.stall_timeout)
         from . import _httpx  # noqa: PLC0415 - loads httpx
 
         stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
         client = self.http_client or _httpx.shared_client(self.ssl_context)
-        return await _httpx.post(client, self.base_url + call.path, self._fields(call, {}), call.body, stall=stall)
+        url, headers = address.base + call.path, Headers(self._fields(call, address.authorization))
+        return await _httpx.post(client, url, headers, QuietBytes(call.body), stall=stall)
 
     def _origin(self, address: Address) -> Origin:
         context = (self.ssl_context or default_context()) if address.is_tls else None
         return Origin(address.host, address.port, context)
 
+    @discreet
     def statistics(self) -> dict[str, int]:
         """
         Return how many connections to its server this Trio run has.
@@ -296,7 +302,7 @@ class HTTPProvider(abc.ABC):
                 said = f"{self.base_url} sent a body that does not decompress: {failure}"
                 return WireError(said, retryable=failure.may_pass)
             case CannotAsk():
-                return InvalidOption(self._redacted(f"the request cannot be sent: {failure}"))
+                return InvalidOption(f"the request cannot be sent: {failure}")
         retryable = not isinstance(failure, Broken) or failure.may_pass
         return ConnectionFailed(f"the connection to {self.base_url} broke: {failure}", retryable=retryable)
 
@@ -309,17 +315,10 @@ class HTTPProvider(abc.ABC):
         return error
 
     def _redacted(self, message: str) -> str:
-        """Take out our keys: some servers quote the key that they refuse, and an excerpt may have cut it short."""
-        given = [
-            value.split()[-1] for name, value in self.extra_headers.items() if _SECRET_HEADER.search(name) and value
-        ]
-        address = urlsplit(self.base_url)
-        for secret in (self.api_key, address.password or address.username, *given):
-            if secret and len(secret) >= _SECRET:
-                message = message.replace(secret, "…")
-            if secret and len(secret) >= _TELLING:
-                message = re.sub(re.escape(secret[:_TELLING]) + r"[\w.~+/=-]*", "…", message)
-        return message
+        """Take out our keys."""
+        client = {} if self.http_client is None else self.http_client.headers
+        given = (*named(client), *named(self.extra_headers), *named(self.extra_body))
+        return redact(message, (self.api_key, *of_address(self.base_url), *given))
 
     async def _read(self, body: Reply, emit: Emit | None) -> Response:
         """Read an answer as what it is: some servers stream unasked, some answer a streaming request in one piece."""

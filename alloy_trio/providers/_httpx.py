@@ -17,6 +17,7 @@ import trio
 
 from ._exchange import Broken, CannotAsk, CannotConnect, Stalled, Undecodable
 from ._pool import CONNECT_TIMEOUT
+from ._secret import without_users
 
 if TYPE_CHECKING:
     import ssl
@@ -198,7 +199,7 @@ def shared_client(context: ssl.SSLContext | None) -> httpx.AsyncClient:
             ValueError,
             httpx.InvalidURL,
         ) as error:  # SOCKS without its package, an address that is none
-            raise CannotAsk(f"the proxy of the environment cannot be used: {error}") from error
+            raise CannotAsk(f"the proxy of the environment cannot be used: {without_users(str(error))}") from error
         clients[context] = client
         trio.lowlevel.spawn_system_task(_close_at_the_end, client, name="alloy_trio client of httpx")
     return client

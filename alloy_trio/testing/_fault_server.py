@@ -59,7 +59,7 @@ class FaultServer:
     body of its `async with`, and only there. It never checks a key, and never talks to anybody but this machine.
 
     Args:
-        script: The faults, first one first; None for a request that is answered well.
+        script: The faults, first one first, and maybe without an end; None for a request that is answered well.
         answer: What a good answer says.
 
     Attributes:
@@ -74,7 +74,8 @@ class FaultServer:
         self.requests: list[Asked] = []
         self.connections = 0
         self.taken = 0
-        self._script = [fault or Fault() for fault in script]
+        self._script = (fault or Fault() for fault in script)
+        self._ahead = next(self._script, None)
         self._answer = answer
         self._busy: set[_Connection] = set()
         self._is_idle = trio.Event()
@@ -82,9 +83,13 @@ class FaultServer:
         self._task = Background(self._listen)
 
     @property
-    def script(self) -> tuple[Fault, ...]:
-        """The faults that are left."""
-        return tuple(self._script)
+    def is_done(self) -> bool:
+        """Whether the script is at its end."""
+        return self._ahead is None
+
+    def _take(self) -> Fault:
+        fault, self._ahead = self._ahead or Fault(), next(self._script, None)
+        return fault
 
     async def __aenter__(self) -> Self:
         """Begin to listen."""
@@ -121,14 +126,14 @@ class FaultServer:
 
     @property
     def _is_refusing(self) -> bool:
-        return bool(self._script) and self._script[0].end == "refuse"
+        return self._ahead is not None and self._ahead.end == "refuse"
 
     async def _listen(self) -> None:
         async with trio.open_nursery() as nursery:
             while True:
-                while self._is_refusing:
-                    await trio.sleep(self._script[0].seconds)
-                    del self._script[0]
+                while (ahead := self._ahead) is not None and ahead.end == "refuse":
+                    await trio.sleep(ahead.seconds)
+                    self._take()
                     self._rebind()
                 with trio.CancelScope() as self._up:
                     while True:
@@ -164,7 +169,7 @@ class FaultServer:
         if not await connection.has_more() or self._is_refusing:
             return False
         self._busy.add(connection)
-        fault = self._script.pop(0) if self._script else Fault()
+        fault = self._take()
         if (asked := await connection.request()) is None:
             return False
         self.requests.append(asked)

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from .._errors import InvalidOption, ToolError
+from .._util import Discreet
 from ._process import Excerpt, run_command
 from ._tool import Tool, tool
 
@@ -70,20 +71,23 @@ class Shell:
 
     async def _in_bash(self, command: str, cwd: Path, seconds: float, output: Excerpt) -> int | None:
         argv = ["bash", *(["-r"] if self.restricted else []), "-c", "--", command]
+        # What led to an error has come through frames of the standard library, with the whole environment in them.
         try:
             return await run_command(argv, cwd=cwd, env=self._environment(), seconds=seconds, sink=output.feed)
         except OSError as error:
             if not await trio.Path(cwd).is_dir():
-                raise ToolError(f"The working directory {cwd} is missing; the command was not run.") from error
-            raise ToolError(f"Cannot start bash: {error.strerror}.") from error
+                raise ToolError(
+                    f"The working directory {cwd} is missing; the command was not run."
+                ) from error.with_traceback(None)
+            raise ToolError(f"Cannot start bash: {error.strerror}.") from error.with_traceback(None)
         except ValueError as error:
-            raise ToolError(f"Cannot run this command: {error}.") from error
+            raise ToolError(f"Cannot run this command: {error}.") from error.with_traceback(None)
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self) -> Discreet[str]:
         keep_all = self.inherit_env == "all"
         inherited = {name: value for name, value in os.environ.items() if keep_all or not _SECRET.search(name)}
         merged = {**inherited, **self.env}
-        return {name: value for name, value in merged.items() if value is not None}
+        return Discreet({name: value for name, value in merged.items() if value is not None})
 
     def _too_slow(self, seconds: float, output: str) -> str:
         more = f" Or give it more time by timeout (at most {self.max_timeout:g})." if seconds < self.max_timeout else ""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 << 20
 
 
-@tool(concurrent=False)
+@tool(concurrent=False, trusted=True)  # what it says is its own
 def edit(file_path: str, old_string: str, new_string: str, ctx: ToolContext, *, replace_all: bool = False) -> str:
     """
     Replace a text in a file by another. The old text must occur exactly once, unless replace_all is set.

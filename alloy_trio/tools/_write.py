@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._context import ToolContext
 
 
-@tool(concurrent=False)
+@tool(concurrent=False, trusted=True)  # what it says is its own
 def write(file_path: str, content: str, ctx: ToolContext) -> str:
     """
     Write a text file: the whole of it is replaced, and missing directories are made.
