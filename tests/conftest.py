@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from hypothesis import HealthCheck, settings
+
+from alloy_trio.tools import _linkfree
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,3 +50,17 @@ def _without_stray_cancel(test: Any) -> Any:
             assert not isinstance(sys.exception(), trio.Cancelled), "a cancel has leaked out of the test"
 
     return checked
+
+
+@pytest.fixture(scope="module", params=["kernel", "refused", "walk", "walk-by-lists"])
+def way(request: pytest.FixtureRequest) -> Generator[str]:
+    """Every way in which the file tools open a directory: by `openat2`, and by walking, on Linux and elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        match request.param:
+            case "refused":  # by a seccomp filter
+                patch.setattr(_linkfree, "_openat2", lambda: lambda *_: -errno.EPERM)
+            case "walk" | "walk-by-lists":
+                patch.setattr(_linkfree, "_openat2", lambda: None)
+        if request.param == "walk-by-lists":  # no O_PATH, as on macOS
+            patch.setattr(_linkfree, "_DIRECTORY", os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | os.O_CLOEXEC)
+        yield request.param
