@@ -27,7 +27,7 @@ _SYS_OPENAT2 = 437  # on all machines named here; on 32 bits the flags would be 
 _MACHINES = ("x86_64", "aarch64")
 _AT_FDCWD = -100
 _RESOLVE = 0x02 | 0x04  # RESOLVE_NO_MAGICLINKS (such as /proc/self/fd/3, which are no links by name) | _NO_SYMLINKS
-_ATTEMPTS = 16
+_ATTEMPTS = 16  # of a call that was interrupted, or that says EAGAIN
 _PATH_MAX = 4096  # as for Linux: the walk would go on beyond it, and the two ways would differ
 
 # O_PATH opens directories that may be passed through but not listed. What the system lacks, Windows most, is 0.
