@@ -116,6 +116,7 @@ FLOORS = {
     "tools._edit": 3,
     "tools._executor": 3,
     "tools._invocation": 3,
+    "tools._linkfree": 3,
     "tools._paths": 3,
     "tools._process": 3,
     "tools._read": 3,
