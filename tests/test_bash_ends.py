@@ -187,6 +187,14 @@ async def test_a_child_with_a_session_of_its_own_is_found_by_its_mark(tmp_path: 
     assert not any(map(runs, pids(tmp_path)))
 
 
+def test_a_list_of_processes_is_taken_again_until_nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 2 exits while we look at 1, and leaves 3, which is the command's."""
+    lists = iter([["1", "2"], ["1", "3"], ["1", "3"]])
+    monkeypatch.setattr(os, "listdir", lambda _: next(lists))
+    monkeypatch.setattr(process_module, "_group_in", lambda pid, *_: {1: None, 2: None, 3: 3}[pid])
+    assert list(process_module._groups(9, "mark")) == [3]
+
+
 async def test_what_drops_its_environment_as_well_gets_away(tmp_path: Path) -> None:
     """As the docs say; `bash_sandboxed` holds it. It does not hold the call up."""
     with trio.fail_after(5):

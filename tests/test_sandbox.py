@@ -350,10 +350,14 @@ async def test_who_frees_the_first_process_from_its_parent_is_ended_all_the_same
         libc.ptrace(12, 1, None, registers)
         print("freed" if text == 0x050F and registers[10] == 0 else f"not freed: {text:x} {registers[10]}")
         libc.ptrace(13, 1, None, (ctypes.c_ulonglong * 27).from_buffer_copy(saved))
+        start, end = map(int, open("/proc/1/stat").read().rpartition(")")[2].split()[47:49])
+        for address in range(start, end, 8):
+            libc.ptrace(5, 1, address, None)
+        print("ALLOY" in open("/proc/1/environ").read())
         libc.ptrace(17, 1, None, None)
         """
     result = await python(tmp_path, program, box, seconds)
-    if "freed\n" not in result or "not freed" in result:
+    if not result.startswith("freed\nFalse\n"):
         pytest.skip(f"it could not be freed here: {result}")
     assert not running(seconds)
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _home() -> str:
-    """Return our home as the system has it, or /tmp: a home that is not ours, as of `nobody`, is none."""
+def _homes() -> list[str]:
+    """Return our homes, by the environment and by the system; one that is not ours, as that of `nobody`, is none."""
     import pwd  # noqa: PLC0415 - there is none on Windows
 
-    with contextlib.suppress(KeyError, OSError):
-        home = os.path.realpath(pwd.getpwuid(os.geteuid()).pw_dir)
-        if home != "/" and os.stat(home).st_uid == os.geteuid():  # noqa: PTH116
-            return home
-    return "/tmp"  # noqa: S108 - of the sandbox
+    named = [os.path.expanduser("~")]  # noqa: PTH111 - strings all along
+    with contextlib.suppress(KeyError):
+        named.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    real = [os.path.realpath(each) for each in named]
+    return [each for each in real if os.path.isdir(each) and each != "/" and os.stat(each).st_uid == os.geteuid()]  # noqa: PTH112, PTH116
 
 
 def _resolved(name: str, paths: Iterable[str | Path]) -> tuple[str, ...]:
@@ -92,15 +92,15 @@ def bash_sandboxed(
     if tmp_size < 1:
         raise InvalidOption(f"bash_sandboxed: tmp_size is a number of bytes from 1, got {tmp_size!r}")
     roots = _resolved("writable", writable)
-    home = _home()
+    homes = _homes()
     sandbox = Sandbox(
         program=program,
         network=network,
         writable=tuple(each for each in roots if not any(is_in(each, other) for other in roots if other != each)),
         readable=_resolved("readable", readable),
         hidden=_resolved("hidden", hidden),
-        home=home,
-        empty=places(home),
+        home=homes[0] if homes else "/tmp",  # noqa: S108 - of the sandbox
+        empty=places(homes),
         tmp_size=tmp_size,
     )
     limits = Limits(memory=memory, processes=processes, cpu_seconds=cpu_seconds, file_size=file_size)

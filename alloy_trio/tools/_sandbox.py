@@ -51,7 +51,7 @@ _NAMESPACES = (
     *("--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
     *("--cap-drop", "ALL", "--die-with-parent", "--new-session", "--hostname", "sandbox"),
 )
-_ENDED_FIRST = ("sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
+_ENDED_FIRST = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
 """Starts a command that the kernel ends before others where memory runs out."""
 
 _KERNEL = ("/proc", "/sys", "/dev")
@@ -191,9 +191,9 @@ class Sandbox:
         given = os.path.abspath(cwd)  # noqa: PTH100 - links stay, `..` goes
         if any(is_in(given, each) for each in self.writable):
             return ["--chdir", given]  # is mounted already; a link in it leads to what can be seen inside
-        real = self._same(given)
-        if not os.path.isdir(real):  # noqa: PTH112
+        if not os.path.isdir(given):  # noqa: PTH112
             raise ToolError(f"The working directory {cwd} is missing; the command was not run.")
+        real = self._same(given)
         if any(is_in(each, real) for each in self.empty) or any(is_in(real, each) for each in _KERNEL):
             raise ToolError(
                 f"The working directory {cwd} has places in it that the sandbox hides, as {self.home}; the command was "
@@ -201,7 +201,8 @@ class Sandbox:
             )
         parent = os.path.realpath(os.path.dirname(given))  # noqa: PTH120
         link = os.path.join(parent, os.path.basename(given))  # noqa: PTH118, PTH119
-        lost = link != real and any(is_in(parent, each) for each in self.empty)
+        shown = any(is_in(parent, each) for each in (*self.writable, *self.readable))
+        lost = link != real and not shown and any(is_in(parent, each) for each in self.empty)
         return ["--bind", real, real, *(["--symlink", real, link] if lost else []), "--chdir", real]
 
     def _same(self, path: str) -> str:
@@ -298,9 +299,9 @@ def _cover(path: str) -> tuple[str, ...]:
     return ("--ro-bind", "/dev/null", path)
 
 
-def places(home: str) -> tuple[str, ...]:
+def places(homes: Iterable[str]) -> tuple[str, ...]:
     """Return the directories that are empty inside, those that have others in them first."""
-    found = {os.path.realpath(each) for each in (*_HIDDEN, home, os.path.expanduser("~"))} - {"/"}  # noqa: PTH111
+    found = {os.path.realpath(each) for each in (*_HIDDEN, *homes)}
     return tuple(sorted(each for each in found if os.path.isdir(each)))  # noqa: PTH112 - strings all along
 
 
