@@ -204,6 +204,23 @@ async def test_what_cannot_be_run_is_an_error_and_leaves_nothing(tmp_path: Path,
 
 
 @SANDBOX
+async def test_it_works_where_many_descriptors_are_open(tmp_path: Path, box: Tool) -> None:
+    """As in a program with a thousand connections."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1200:
+        pytest.skip("so many cannot be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(1050)]
+    try:
+        assert await call(tmp_path, "sleep 60 & echo hi", box) == "hi\nexit code: 0"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for each in opened:
+            os.close(each)
+
+
+@SANDBOX
 async def test_no_descriptor_is_left_open(tmp_path: Path, box: Tool) -> None:
     await call(tmp_path, "true", box)
     before = descriptors()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import logging
 import os
 import select
@@ -41,7 +42,7 @@ KILL_GRACE = 0.5
 DRAIN = 0.3
 """Seconds that are left for output after the command itself has exited."""
 
-_POLL = 0.01
+_POLLS = (0.001, 0.002, 0.005, 0.01)  # the last again and again
 _PROC = "/proc"
 _LOOKS = 30
 _MARK_ROOM = 100
@@ -206,7 +207,7 @@ async def _end(command: Command, number: signal.Signals) -> None:
     once. SIGKILL is sent again and again: something that forks all along may be in a group that we have seen before.
     """
     told = {command.process.pid} if command.first is not None and number == signal.SIGTERM else set[int]()
-    while True:
+    for pause in itertools.chain(_POLLS, itertools.repeat(_POLLS[-1])):
         exited = command.process.poll() is not None  # this also collects it: as a zombie it would keep its group
         if exited or number == signal.SIGKILL:
             _kill_first(command.first)
@@ -219,7 +220,7 @@ async def _end(command: Command, number: signal.Signals) -> None:
                 told.add(group)
         if not left:
             return
-        await trio.sleep(_POLL)  # the kernel tells of the end of children, not of their children
+        await trio.sleep(pause)  # the kernel tells of the end of children, not of their children
 
 
 def _kill_first(first: int | None) -> None:
@@ -230,7 +231,11 @@ def _kill_first(first: int | None) -> None:
 
 def _has_ended(first: int | None) -> bool:
     """Return whether the first process of a sandbox has ended, which it does after all others in it."""
-    return first is None or bool(select.select([first], [], [], 0)[0])
+    if first is None:
+        return True
+    poll = select.poll()  # `select.select` fails at descriptors from 1024
+    poll.register(first, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _signal(group: int, number: int) -> bool:
