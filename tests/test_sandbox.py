@@ -305,7 +305,7 @@ DAEMONS = [
 @pytest.mark.parametrize("daemon", DAEMONS)
 @pytest.mark.parametrize("then", ["end", "time", "cancel"])
 async def test_not_even_a_daemon_outlives_its_command(tmp_path: Path, box: Tool, daemon: str, then: str) -> None:
-    seconds = f"6{uuid.uuid4().int % 10**12}"
+    seconds = f"61.{uuid.uuid4().int % 10**12}"
     command = (
         daemon.format(seconds) + " until [ $(grep -sl sleep /proc/*/comm | wc -l) -gt 0 ]; do :; done; touch ready;"
     )
@@ -327,7 +327,7 @@ async def test_who_frees_the_first_process_from_its_parent_is_ended_all_the_same
     """By ptrace it is made to forget that it dies with its parent, and that it has a mark."""
     if platform.machine() != "x86_64":
         pytest.skip("the program knows registers of x86-64 only")
-    seconds = f"6{uuid.uuid4().int % 10**12}"
+    seconds = f"61.{uuid.uuid4().int % 10**12}"
     program = """
         import ctypes, os, struct, subprocess, sys
         libc = ctypes.CDLL(None, use_errno=True)
@@ -479,7 +479,7 @@ async def test_room_in_memory_is_bounded(tmp_path: Path, place: str) -> None:
 
 
 async def test_the_sandbox_dies_with_us(tmp_path: Path) -> None:
-    seconds = f"6{uuid.uuid4().int % 10**12}"
+    seconds = f"61.{uuid.uuid4().int % 10**12}"
     program = f"""
         import trio
         from pathlib import Path
