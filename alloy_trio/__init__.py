@@ -23,7 +23,8 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      the network: _http (a provider) over _transport _pool _streams, or over _httpx;
 #                      _httpx_transport (the first under the second) ·
 #                      providers around providers: _meter _metered _retry ·
-#                      tools/_read _write _edit _bash _paths _linkfree _process _invocation _settings _executor
+#                      tools/_read _write _edit _bash _bash_sandboxed _paths _linkfree _process _spawn _limits _seccomp
+#                      _sandbox _invocation _settings _executor
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output _guards · providers/_names
 #   5  the agent       _public (what is exported here) · _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
