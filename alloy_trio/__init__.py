@@ -7,15 +7,15 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.telemetry`, `.otel` and `.testing`,
-# each name from exactly one of them.
+# `.providers`, `.tools`, `.guards`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.telemetry`, `.otel` and
+# `.testing`, each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
 #   1  facts and kit   _codec _events _session _instruments _telemetry _gate · _estimate _history _mailbox ·
 #                      _budget _reservation (the ledger) · _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
-#   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks _transcript · HTTP: _exchange _http1 ·
+#   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks _secret _address _transcript · HTTP: _exchange _http1 ·
 #                      tools/_tool _schema _context _output _threads
 #   3  wires, edges    providers/_anthropic _anthropic_messages _anthropic_media _openai _openai_messages _openai_compat
 #                      _openai_compat_messages (what is sent), _anthropic_reply _anthropic_plain _openai_reply _openai_plain
@@ -23,9 +23,10 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #                      the network: _http (a provider) over _transport _pool _streams, or over _httpx;
 #                      _httpx_transport (the first under the second) ·
 #                      providers around providers: _meter _metered _retry ·
-#                      tools/_read _write _edit _bash _paths _process _invocation _settings _executor
+#                      tools/_read _write _edit _bash _bash_sandboxed _paths _linkfree _process _spawn _limits _seccomp
+#                      _sandbox _invocation _settings _executor
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
-#                      _shorten _summary _output · providers/_names
+#                      _shorten _summary _output _guards · providers/_names
 #   5  the agent       _public (what is exported here) · _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
 #                      _desk _requests _living (its life) · _journal
 #                      _teams · hot reload: _reload _fresh _rebind _watch

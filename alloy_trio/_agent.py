@@ -15,6 +15,7 @@ from ._health import Health
 from ._living import Core
 from ._requests import Pending
 from ._run import EventStream
+from ._util import Discreet
 from .supervision._spec import ChildSpec, Restart
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Agent:
             InvalidOption: Something about the options.
             InvalidChildSpec: Something about the rest.
         """
+        options = Discreet(options)
         core = cls(freeze(config, options), _is_supervised=True)._core  # noqa: SLF001 - its own
         return ChildSpec(
             id=core.config.name or core.session.id,

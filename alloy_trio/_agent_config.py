@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from ._config import configure
 from ._errors import InvalidOption
 from ._options import ELSEWHERE, Options, RunOptions
+from ._util import Discreet
 from .pubsub._pubsub import PubSub
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class AgentConfig:
     """
 
     def __init__(self, **options: Unpack[AgentOptions]) -> None:
-        given: dict[str, Any] = dict(options)
+        given = Discreet[Any](options)  # what a traceback that shows variables shows of it: names
+        del options
         own = {name: given.pop(name) for name in _OWN & given.keys()}
         _check_names(given)
         self.options: dict[str, Any] = given
@@ -90,12 +92,14 @@ class AgentConfig:
 
     def but(self, **options: Any) -> AgentConfig:
         """Return the same with some options changed."""
+        options = Discreet(options)
         own = {name: getattr(self, name) for name in _OWN}
         return AgentConfig(**{**self.options, **own, **options})
 
     def of_run(self, **options: Any) -> Config:
         """Return the configuration of a run, with some of its options changed."""
-        return configure({**self.options, **options})
+        options = Discreet({**self.options, **options})
+        return configure(options)
 
     def __repr__(self) -> str:
         return f"<AgentConfig: {self.name or 'without a name'}, {self.options.get('provider')!r:.60}>"

@@ -22,11 +22,12 @@ from ._output import ANSWER_TOOL, Output
 from ._overrides import Overridden, parse_overrides
 from ._price import Price
 from ._session import Session
-from ._util import new_id
+from ._util import Discreet, new_id
 from .providers._base import Provider, provider_model, provider_name, takes_schema
 from .providers._metered import Metered
 from .providers._names import resolve
 from .providers._retry import Fallback, Retrying, Streaming
+from .providers._secret import discreet
 from .tools._tool import Tool
 
 _LONGEST_WAIT = 60.0  # seconds that a provider may ask us to wait where another one stands ready
@@ -52,8 +53,10 @@ class Config:
     cancel_grace: float = attrs.field(default=5.0, validator=_checks.duration)
     working_directory: Path = attrs.field(default=Path(), converter=_checks.path)
     allowed_paths: tuple[Path, ...] | None = attrs.field(default=None, converter=_checks.paths)
-    context: Mapping[str, Any] = attrs.field(factory=dict, validator=_checks.mapping)
-    deps: Any = None
+    context: Mapping[str, Any] = attrs.field(
+        factory=dict, validator=_checks.mapping, repr=False
+    )  # the user's own values
+    deps: Any = attrs.field(default=None, repr=False)
     until_tool: str | None = attrs.field(default=None, validator=_checks.optional_text)
     output_type: Output | None = None  # made of the type
     middleware: tuple[object, ...] = ()
@@ -111,6 +114,9 @@ class Config:
         return attrs.evolve(info, price=None) if is_listed else info
 
 
+_make = discreet(Config)
+
+
 def configure(options: Mapping[str, Any]) -> Config:
     """
     Check the options of a run and fill in the defaults.
@@ -118,7 +124,7 @@ def configure(options: Mapping[str, Any]) -> Config:
     Raises:
         InvalidOption: One is unknown, has an impossible value, or contradicts another; the message says what to do.
     """
-    rest = dict(options)
+    rest = Discreet(options)
     for name in options:
         if name not in RunOptions.__annotations__:
             raise InvalidOption(f"unknown option {name!r}: {ELSEWHERE.get(name) or _nearest(name)}")
@@ -145,7 +151,7 @@ def configure(options: Mapping[str, Any]) -> Config:
         rest["context_tokens"] = context_window(catalog, provider_name(provider), provider_model(provider))
     rest["output_type"] = _output(rest, (provider, *fallbacks))
     session = _session(rest)
-    return Config(**rest, provider=provider, fallback_providers=fallbacks, catalog=catalog, session=session)
+    return _make(**rest, provider=provider, fallback_providers=fallbacks, catalog=catalog, session=session)
 
 
 def _nearest(name: str) -> str:

@@ -119,6 +119,7 @@ class ToolEnd:
         error: What the model is told went wrong, or None.
         start_event_seq: Number of the `ToolStart` it belongs to.
         content: What the model gets to see.
+        trusted: Whether the program vouches for what the tool returns, as its `trusted` says. False: it is data from outside.
     """
 
     id: str
@@ -129,6 +130,7 @@ class ToolEnd:
     error: str | None
     start_event_seq: int
     content: tuple[ResultBlock, ...] = ()
+    trusted: bool = False
 
 
 @attrs.frozen

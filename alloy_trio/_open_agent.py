@@ -13,7 +13,7 @@ import trio
 from ._agent import Agent
 from ._agent_config import freeze
 from ._background import Background
-from ._util import single
+from ._util import Discreet, single
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,6 +50,7 @@ def open_agent(config: AgentConfig | None = None, /, **options: Any) -> Abstract
         AgentClosed: A `session_start` hook has halted.
         StoreError: The session could not be read.
     """
+    options = Discreet(options)
     return _open(Agent(freeze(config, options)))
 
 

@@ -302,7 +302,7 @@ class OTelInstrument:
             span.set_attribute(names.TOOL_CALL_ARGUMENTS, _json(event.input))
 
     def _describe_tool(self, span: Span, event: ToolStopped) -> None:
-        span.set_attribute(names.OUTCOME, event.outcome)
+        span.set_attributes({names.OUTCOME: event.outcome, names.TRUSTED: event.trusted})
         if self._content and span.is_recording():
             span.set_attribute(names.TOOL_CALL_RESULT, _json(_result(event.content)))
         if event.outcome == "cancelled":

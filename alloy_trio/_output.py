@@ -130,6 +130,7 @@ class Output:
             description=_DESCRIPTION,
             input_schema=self.schema,
             execute=execute,
+            trusted=True,
             _parse=lambda answer: (self.parse(answer),),
         )
 

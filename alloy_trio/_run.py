@@ -15,6 +15,7 @@ from ._config import configure
 from ._errors import RequestCancelled
 from ._loop import begin, question, run_loop
 from ._result import OutputT, Result
+from ._util import Discreet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -60,6 +61,7 @@ async def run(prompt: str | Message | None = None, **options: Any) -> Result:
         RunTimeout: `timeout=` passed. `.result` has what was done.
         UnknownPrice: There is a budget, and what a model costs is not known; nothing was sent.
     """
+    options = Discreet(options)  # of a traceback that shows variables, this frame is a part
     config = configure(options)
     return await run_loop(begin(config, prompt, streaming=False))
 
@@ -83,6 +85,7 @@ def run_sync(prompt: str | Message | None = None, **options: Any) -> Result:
     Raises:
         RuntimeError: Called inside a running Trio loop: there, `await run(…)`.
     """
+    options = Discreet(options)
 
     async def main() -> Result:
         return await run(prompt, **options)
@@ -128,6 +131,7 @@ def stream(prompt: str | Message | None = None, **options: Any) -> EventStream:
 
     Takes and raises what `run` does: a wrong option at once, a failed run out of the `async for`.
     """
+    options = Discreet(options)
     return EventStream(_RunSource(configure(options), prompt))
 
 

@@ -94,7 +94,7 @@ class Run:
     prefix: str  # a digest of that part, and of the model
     account: Account
     hooks: Hooks
-    context: dict[str, Any]
+    context: dict[str, Any] = attrs.field(repr=False)  # the user's own values
     streaming: bool
     controls: Controls = attrs.field(factory=Controls)
     metadata: dict[str, Any] = attrs.field(factory=dict)

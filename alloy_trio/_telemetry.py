@@ -256,6 +256,7 @@ class ToolStopped(_OfRun):
         seq: Number of the call's `ToolEnd` event; None if that cannot be sent any more.
         start_seq: Number of its `ToolStart` event.
         content: What the model gets to see: the content, for instruments that record it.
+        trusted: Whether the program vouches for that, as the tool's `trusted` says.
     """
 
     turn: int
@@ -268,6 +269,7 @@ class ToolStopped(_OfRun):
     seq: int | None = None
     start_seq: int
     content: tuple[ResultBlock, ...] = attrs.field(default=(), repr=False)
+    trusted: bool = False
 
 
 @attrs.frozen(kw_only=True)

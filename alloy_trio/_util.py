@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import secrets
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+V = TypeVar("V")
 
 JSONObject: TypeAlias = dict[str, Any]
 """A JSON object. Its values are `Any` on purpose: they are a vendor's or a model's, and checked where they are used."""
@@ -55,3 +57,14 @@ def export(namespace: dict[str, Any], names: Sequence[str]) -> None:
         thing = namespace[name]
         if inspect.isclass(thing) or inspect.isfunction(thing):
             thing.__module__ = namespace["__name__"]
+
+
+class Discreet(dict[str, V]):
+    """A mapping whose values are nobody's business: its repr has the names alone, also in a traceback that shows variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(map(str, self)) or 'nothing'}>"
+
+    __sentry_repr__ = __repr__  # Sentry looks into a mapping or a sequence itself, unless it has this

@@ -12,6 +12,8 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from alloy_trio.tools import _linkfree
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -47,3 +49,14 @@ def _without_stray_cancel(test: Any) -> Any:
             assert not isinstance(sys.exception(), trio.Cancelled), "a cancel has leaked out of the test"
 
     return checked
+
+
+@pytest.fixture(params=["kernel", "walk", "walk-by-lists"])
+def way(request: pytest.FixtureRequest) -> Generator[str]:
+    """Every way in which the file tools open a directory: by `openat2`, and by walking, on Linux and elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "kernel":
+            patch.setattr(_linkfree, "_openat2", lambda: None)
+        if request.param == "walk-by-lists":  # no O_PATH, as on macOS
+            patch.setattr(_linkfree, "_DIRECTORY", os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | os.O_CLOEXEC)
+        yield request.param

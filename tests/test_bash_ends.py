@@ -140,6 +140,19 @@ async def test_sh_06_what_heeds_sigterm_is_left_to_clean_up(tmp_path: Path) -> N
     assert (tmp_path / "cleaned").exists()
 
 
+@pytest.mark.parametrize(
+    "said", ["echo cleaning up", "head -c 300000 /dev/zero"], ids=["a-line", "more-than-a-pipe-holds"]
+)
+async def test_what_cleans_up_may_say_so(tmp_path: Path, said: str) -> None:
+    """Bash says by itself that a child of it was terminated."""
+    command = f"trap '{said}; echo >&2; touch cleaned; exit' TERM; touch ready; while :; do sleep 0.05; done"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, tmp_path, command)
+        await until((tmp_path / "ready").exists)
+        nursery.cancel_scope.cancel()
+    assert (tmp_path / "cleaned").exists()
+
+
 async def test_sh_06_a_cancel_while_it_is_started(tmp_path: Path) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -156,12 +169,48 @@ async def test_sh_06_a_finished_command_leaves_nothing_running(tmp_path: Path, b
     assert [runs(pid) for pid in pids(tmp_path)] == [False, False]
 
 
-async def test_a_child_with_a_session_of_its_own_does_not_hold_the_call_up(tmp_path: Path) -> None:
-    """It gets away, as the module says."""
-    with trio.fail_after(5):
-        result = await call(tmp_path, "setsid sleep 60 & echo $! > pids; echo hi")
+DAEMONS = {
+    "session": "setsid sleep 60 & echo $! >> pids",
+    "nested": "setsid setsid sleep 60 & setsid bash -c 'setsid sleep 60 & echo $! $$ >> pids; wait' & echo $! >> pids",
+    "orphan": "(setsid bash -c 'echo $$ >> pids; exec sleep 60 >/dev/null 2>&1' &)",
+    "deaf": "trap '' TERM; setsid sleep 60 & echo $! >> pids",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find what left the session")
+@pytest.mark.parametrize("command", DAEMONS.values(), ids=DAEMONS)
+async def test_a_child_with_a_session_of_its_own_is_found_by_its_mark(tmp_path: Path, command: str) -> None:
+    with trio.fail_after(10):
+        result = await call(tmp_path, f"{command}; until [ -s pids ]; do sleep 0.01; done; echo hi")
     assert result == "hi\nexit code: 0"
-    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    assert pids(tmp_path)
+    assert not any(map(runs, pids(tmp_path)))
+
+
+def test_a_list_of_processes_is_taken_again_until_nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 2 exits while we look at 1, and leaves 3, which is the command's."""
+    lists = iter([["1", "2"], ["1", "3"], ["1", "3"]])
+    monkeypatch.setattr(os, "listdir", lambda _: next(lists))
+    monkeypatch.setattr(process_module, "_group_in", lambda pid, *_: {1: None, 2: None, 3: 3}[pid])
+    assert list(process_module._groups(9, "mark")) == [3]
+
+
+async def test_what_drops_its_environment_as_well_gets_away(tmp_path: Path) -> None:
+    """As the docs say; `bash_sandboxed` holds it. It does not hold the call up."""
+    with trio.fail_after(5):
+        result = await call(tmp_path, "env -i setsid sleep 60 & sleep 0.2; echo $! > pids; echo hi")
+    assert result == "hi\nexit code: 0"
+    (pid,) = pids(tmp_path)
+    assert runs(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_the_mark_of_a_command_within_a_command_has_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the outer one ends what the inner one, killed, has left."""
+    monkeypatch.setenv("ALLOY_TRIO_COMMAND", "outer")
+    first, second = [(await call(tmp_path, "echo $ALLOY_TRIO_COMMAND")).split()[:2] for _ in range(2)]
+    assert first[0] == second[0] == "outer"
+    assert first[1] != second[1]
 
 
 async def test_the_group_is_killed_where_there_is_no_proc(

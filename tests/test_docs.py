@@ -27,6 +27,7 @@ import pytest
 
 from alloy_trio import Agent, AgentOptions, Budget, Compaction, Middleware, Price, RunOptions, RunState, telemetry
 from alloy_trio.events import Retry
+from alloy_trio.guards import AskAfterData
 from alloy_trio.otel import OTelInstrument
 from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat
 from alloy_trio.providers._vendors import VENDORS
@@ -204,6 +205,7 @@ OPTIONS = {
     "retries": ["max_retries", "retry_backoff", "fallback_providers", "timeout", *_fields(Retry)],
     "compaction": [*_fields(Compaction), "context_tokens", "compaction", "on_compaction"],
     "middleware": [*_public(Middleware), *_public(RunState)],
+    "guards": [*_fields(AskAfterData), "trusted", "has_outside_data"],
     "structured": ["output_type", "until_tool", "output", "native_output", "final_answer", "max_turns"],
     "telemetry": [*telemetry.__all__, *(name for name in inspect.signature(OTelInstrument).parameters)],
     "tools": inspect.get_annotations(_Options),
@@ -245,7 +247,18 @@ def test_every_option_is_explained(page: str) -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    for name in ("alloy_trio", "events", "providers", "tools", "telemetry", "otel", "pubsub", "reload", "teams"):
+    for name in (
+        "alloy_trio",
+        "events",
+        "providers",
+        "tools",
+        "telemetry",
+        "otel",
+        "pubsub",
+        "reload",
+        "teams",
+        "guards",
+    ):
         module = importlib.import_module("alloy_trio" if name == "alloy_trio" else f"alloy_trio.{name}")
         pages = [ROOT / "docs" / "reference" / f"{page}.md" for page in (name, "errors")]
         text = "".join(page.read_text(encoding="utf-8") for page in pages)

@@ -25,6 +25,7 @@ NAMESPACES = {
     for name in (
         "alloy_trio",
         "alloy_trio.events",
+        "alloy_trio.guards",
         "alloy_trio.otel",
         "alloy_trio.providers",
         "alloy_trio.pubsub",
@@ -48,6 +49,7 @@ PROMISED = {
         ProviderTimeout WireError ToolError Halted RunTimeout RequestCancelled UnknownRequest AgentBusy QueueFull AgentIdle
         AgentClosed AgentCrashed StoreError UnknownPrice InvalidOption
     """,
+    "alloy_trio.guards": "AskAfterData has_outside_data",
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
     "alloy_trio.pubsub": "PubSub Subscription Lost Lagged",
@@ -62,7 +64,7 @@ PROMISED = {
     "alloy_trio.reload": "ReloadFailed Reloadable Reloaded reload_modules watch",
     "alloy_trio.testing": """
         ScriptedProvider text tool_call error delay run_with_responses assert_tool_called refute_tool_called last_text
-        tool_calls assert_no_orphans cancel_at_checkpoint cancel_at_every_checkpoint
+        tool_calls assert_no_orphans cancel_at_checkpoint cancel_at_every_checkpoint Fault FaultServer
     """,
 }
 
@@ -80,6 +82,7 @@ PRESENT = {
     "alloy_trio.otel": PROMISED["alloy_trio.otel"],
     "alloy_trio.teams": PROMISED["alloy_trio.teams"],
     "alloy_trio.reload": PROMISED["alloy_trio.reload"],
+    "alloy_trio.guards": PROMISED["alloy_trio.guards"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
     "alloy_trio.pubsub": PROMISED["alloy_trio.pubsub"],

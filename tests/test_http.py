@@ -509,6 +509,43 @@ async def test_a_complete_answer_whose_body_does_not_end(
         assert (await ask(provider(server.url), streaming=True)).message.text == "Hello"
 
 
+@pytest.mark.parametrize("last", [STOP, STOP + DONE], ids=["finish-reason", "done"])
+async def test_what_keeps_a_complete_answer_alive_is_not_waited_for(
+    last: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments behind the answer are no more of it: the wait for its end is one wait, however they come."""
+    for decoder in (Decoder, ChatDecoder):
+        monkeypatch.setattr(decoder, "patience", 0.1)
+
+    async def handle(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(chunks(delta("Hello"), last, end=False))
+        for _ in range(200):
+            await trio.sleep(0.02)
+            await connection.send(chunk(b": still here\n\n"))
+
+    async with serving(handle) as server:
+        with trio.fail_after(PROMPTLY):
+            assert (await ask(provider(server.url), streaming=True)).message.text == "Hello"
+
+
+async def test_more_of_an_answer_behind_its_finish_reason_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some gateways put one into every chunk: each piece of the answer is worth the whole wait again."""
+    monkeypatch.setattr(ChatDecoder, "patience", 0.3)
+    piece = event({"choices": [{"index": 0, "delta": {"content": "o"}, "finish_reason": "stop"}]})
+
+    async def handle(connection: Connection) -> None:
+        await connection.request()
+        await connection.send(chunks(delta("Hell"), end=False))
+        for _ in range(12):
+            await connection.send(chunk(piece))
+            await trio.sleep(0.05)
+        await connection.send(chunk(DONE) + b"0\r\n\r\n")
+
+    async with serving(handle) as server:
+        assert (await ask(provider(server.url), streaming=True)).message.text == "Hell" + 12 * "o"
+
+
 async def test_usage_behind_the_finish_reason_is_waited_for() -> None:
     async def handle(connection: Connection) -> None:
         await connection.request()

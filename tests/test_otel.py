@@ -461,6 +461,7 @@ async def test_attributes_of_a_run_and_its_parts(sdk: SDK) -> None:
         "gen_ai.conversation.id": session.id,
         "alloy_trio.turn": 1,
         "alloy_trio.outcome": "ok",
+        "alloy_trio.tool.trusted": False,
     }
 
 

@@ -10,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alloy_trio import ToolContext, ToolError
-from alloy_trio.tools import edit, read, write
-from alloy_trio.tools._paths import resolve
+from alloy_trio.tools import _paths, edit, read, write
+
+pytestmark = pytest.mark.usefixtures("way")
+
+
+def resolve(path: str, ctx: ToolContext) -> Path:
+    return Path(_paths.resolve(path, ctx))
 
 
 def context(root: Path, *allowed: Path) -> ToolContext:

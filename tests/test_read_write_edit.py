@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from alloy_trio import ToolContext, ToolError
 from alloy_trio.tools import Tool, edit, read, write
 
+pytestmark = pytest.mark.usefixtures("way")
+
 unless_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
 
 
@@ -95,7 +97,7 @@ def test_rd_04_missing_file_is_an_error(tmp_path: Path) -> None:
 
 def test_rd_04_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    with pytest.raises(ToolError, match="Cannot read sub: Is a directory"):
+    with pytest.raises(ToolError, match="sub is a directory, not a file"):
         call(read, tmp_path, file_path="sub")
 
 
@@ -278,10 +280,10 @@ def test_who_has_the_file_open_sees_the_old_content_whole(tmp_path: Path) -> Non
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").write_text("old")
 
-    def disk_full(*_: object) -> None:
+    def disk_full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "replace", disk_full)
+    monkeypatch.setattr(os, "replace", disk_full)
     with pytest.raises(ToolError, match="Cannot write f: No space left"):
         call(write, tmp_path, file_path="f", content="new")
     assert names(tmp_path) == ["f"]

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from .._errors import InvalidOption
 from .._price import Price
+from ._json import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _FRAMING = {"content-length", "transfer-encoding"}
 _SECRET_IN_URL = re.compile(r"^(\w+://)?([^/?#:@]*:)?[^/?#]*@")  # a password; or a key, where there is nothing else
+_BEHIND_PATH = re.compile(r"([?#]).+", re.DOTALL)
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # RFC 9110, section 5.6.2
 
 
@@ -28,12 +30,17 @@ def clean_url(url: str) -> str:
         _ = urlsplit(url).port
     except ValueError:
         raise InvalidOption(f"base_url={shown_url(url)} is no address: look at its host and port") from None
+    if "?" in url or "#" in url:
+        raise InvalidOption(
+            f"base_url={shown_url(url)} has something behind its path, which no request would carry: "
+            "take it out; for a key there is extra_headers="
+        )
     return url.rstrip("/")
 
 
 def shown_url(url: str) -> str:
-    """Return the repr of a base URL, without the password that it may have."""
-    return repr(_SECRET_IN_URL.sub(r"\1\2…@", url))
+    """Return the repr of a base URL, without the password that it may have, and the key behind its path."""
+    return repr(_BEHIND_PATH.sub(r"\1…", _SECRET_IN_URL.sub(r"\1\2…@", url)))
 
 
 def clean_key(key: str | None) -> str | None:
@@ -46,8 +53,12 @@ def clean_key(key: str | None) -> str | None:
 
 
 def own_body(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a copy of JSON fields, so that nobody changes them by accident: what was worked out from them is kept."""
-    return copy.deepcopy(dict(fields))
+    """Return a copy of JSON fields, so that nobody changes them by accident. Raises `InvalidOption` for what is no JSON."""
+    try:
+        encode(own := copy.deepcopy(dict(fields)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidOption(f"extra_body is no JSON object: {error}") from error
+    return own
 
 
 def own_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

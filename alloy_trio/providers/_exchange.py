@@ -48,7 +48,14 @@ class Broken(ExchangeError):
 
 
 class Undecodable(ExchangeError):
-    """The body does not decompress."""
+    """
+    The body does not decompress.
+
+    Attributes:
+        may_pass: Whether it does, as far as it has come.
+    """
+
+    may_pass = False
 
 
 class Reply(Protocol):

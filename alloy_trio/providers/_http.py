@@ -15,16 +15,15 @@ waited for as long.
 from __future__ import annotations
 
 import abc
-import base64
 import contextlib
 import functools
 import logging
 import math
 import os
-import re
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote, urlsplit
 
 import attrs
 import trio
@@ -32,12 +31,14 @@ import trio
 from .._errors import ConnectionFailed, InvalidOption, ProviderError, ProviderTimeout, WireError
 from .._messages import Block, Message
 from .._price import Price
+from ._address import Address, address_of
 from ._base import Call, Emit, Request, Response, Terms, as_events
 from ._checks import check_headers, check_price, clean_key, clean_url, is_header, own_body, own_headers, shown_url
 from ._classify import from_status
 from ._exchange import Broken, CannotAsk, CannotConnect, ExchangeError, Stalled, Undecodable
 from ._origin import fingerprint
 from ._pool import Origin
+from ._secret import Headers, Parts, QuietBytes, discreet, hush, named, of_address, redact
 from ._transport import current_pool, default_context, exchange
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alloy_trio.http")
 
 MAX_BODY = 64 * 2**20  # bytes of an answer that comes in one piece
+MAX_STREAM = (
+    512 * 2**20
+)  # bytes of one that is streamed: many times what the longest answers take with all that is around them
 MAX_ERROR_BODY = 2**20  # bytes of an error page that are looked at
 
 _PATIENCE = 5.0  # seconds for bytes that we can do without, the text of an error
-_SECRET = 4  # characters; a shorter key is a placeholder, and may stand in any text
-_TELLING = 8  # characters of a key by which a part of it is known again
 _MOST_HEADS = 16  # that a provider keeps: a wire has few
 _NOT_HERE = {404, 405}  # what a wrong path gives
 
@@ -69,7 +71,6 @@ _HEADERS = {
     "content-type": "application/json",
 }
 _AUTH_HEADERS = {"authorization", "x-api-key", "api-key"}
-_SECRET_HEADER = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
 
 _TARGET = "/?#[]@!$&'()*+,;=:%-._~"  # what stands in a path and a query as it is
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # white space, and a byte order mark
@@ -118,6 +119,11 @@ class HTTPProvider(abc.ABC):
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, kw_only=True, repr=False)
     stall_timeout: float = attrs.field(default=600.0, kw_only=True)
     price: Price | None = attrs.field(default=None, kw_only=True, validator=check_price)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if (init := vars(cls).get("__init__")) is not None:
+            setattr(cls, "__init__", discreet(init))  # noqa: B010 - to a type checker it stays what it was
 
     def __attrs_post_init__(self) -> None:
         if self.api_key is not None or self.env_key is None:
@@ -191,6 +197,7 @@ class HTTPProvider(abc.ABC):
     async def _exchange(self, call: Call, emit: Emit | None) -> Response:
         reply: Reply | None = None
         reply_id = None
+        outer = sys.exception()
         try:
             try:
                 reply = await self._post(call)
@@ -207,29 +214,31 @@ class HTTPProvider(abc.ABC):
             finally:
                 if reply is not None:
                     await reply.aclose()
-        except ProviderError as error:
-            error.args = (self._redacted(str(error)),)
-            error.provider, error.model = error.provider or self.name, error.model or self.model
-            error.request_id = error.request_id or reply_id
-            raise
+        except (ProviderError, InvalidOption) as error:
+            hush(error, outer, self._redacted)
+            if isinstance(error, ProviderError):
+                error.provider, error.model = error.provider or self.name, error.model or self.model
+                error.request_id = error.request_id or reply_id
+            raise error.with_traceback(None)  # noqa: B904 - the same error
 
     async def _post(self, call: Call) -> Reply:
         """Send a request, and return the answer once its head has come. Raises `ExchangeError`."""
+        address = address_of(self.base_url)
         if self.http_client is None and (pool := current_pool()) is not None:
-            address = _address(self.base_url)
-            return await exchange(
-                pool, self._origin(address), (self._head(call, address), *call.parts), stall=self.stall_timeout
-            )
+            parts = Parts((self._head(call, address), *call.parts))
+            return await exchange(pool, self._origin(address), parts, stall=self.stall_timeout)
         from . import _httpx  # noqa: PLC0415 - loads httpx
 
         stall = None if math.isinf(self.stall_timeout) else self.stall_timeout
         client = self.http_client or _httpx.shared_client(self.ssl_context)
-        return await _httpx.post(client, self.base_url + call.path, self._fields(call, {}), call.body, stall=stall)
+        url, headers = address.base + call.path, Headers(self._fields(call, address.authorization))
+        return await _httpx.post(client, url, headers, QuietBytes(call.body), stall=stall)
 
-    def _origin(self, address: _Address) -> Origin:
+    def _origin(self, address: Address) -> Origin:
         context = (self.ssl_context or default_context()) if address.is_tls else None
         return Origin(address.host, address.port, context)
 
+    @discreet
     def statistics(self) -> dict[str, int]:
         """
         Return how many connections to its server this Trio run has.
@@ -245,7 +254,7 @@ class HTTPProvider(abc.ABC):
         if pool is None:
             return {"active": 0, "waiting": 0, "idle": 0}
         try:
-            return pool.statistics(self._origin(_address(self.base_url)))
+            return pool.statistics(self._origin(address_of(self.base_url)))
         except ExchangeError as failure:
             raise self._failed(failure) from failure.__cause__
 
@@ -260,7 +269,7 @@ class HTTPProvider(abc.ABC):
         """What stands ahead of a request's length, by its path and its own headers."""
         return {}
 
-    def _head(self, call: Call, address: _Address) -> bytes:
+    def _head(self, call: Call, address: Address) -> bytes:
         key = (call.path, tuple(call.headers.items()))
         if (head := self._heads.get(key)) is None:
             headers = {"host": address.shown, **self._fields(call, address.authorization)}
@@ -290,9 +299,10 @@ class HTTPProvider(abc.ABC):
                 said = f"{self.base_url} sent nothing for {self.stall_timeout:g} seconds (stall_timeout)"
                 return ProviderTimeout(said, retryable=True)
             case Undecodable():
-                return WireError(f"{self.base_url} sent a body that does not decompress: {failure}")
+                said = f"{self.base_url} sent a body that does not decompress: {failure}"
+                return WireError(said, retryable=failure.may_pass)
             case CannotAsk():
-                return InvalidOption(self._redacted(f"the request cannot be sent: {failure}"))
+                return InvalidOption(f"the request cannot be sent: {failure}")
         retryable = not isinstance(failure, Broken) or failure.may_pass
         return ConnectionFailed(f"the connection to {self.base_url} broke: {failure}", retryable=retryable)
 
@@ -305,23 +315,19 @@ class HTTPProvider(abc.ABC):
         return error
 
     def _redacted(self, message: str) -> str:
-        """Take out our keys: some servers quote the key that they refuse, and an excerpt may have cut it short."""
-        given = [
-            value.split()[-1] for name, value in self.extra_headers.items() if _SECRET_HEADER.search(name) and value
-        ]
-        address = urlsplit(self.base_url)
-        for secret in (self.api_key, address.password or address.username, *given):
-            if secret and len(secret) >= _SECRET:
-                message = message.replace(secret, "…")
-            if secret and len(secret) >= _TELLING:
-                message = re.sub(re.escape(secret[:_TELLING]) + r"[\w.~+/=-]*", "…", message)
-        return message
+        """Take out our keys."""
+        client = {} if self.http_client is None else self.http_client.headers
+        given = (*named(client), *named(self.extra_headers), *named(self.extra_body))
+        return redact(message, (self.api_key, *of_address(self.base_url), *given))
 
     async def _read(self, body: Reply, emit: Emit | None) -> Response:
         """Read an answer as what it is: some servers stream unasked, some answer a streaming request in one piece."""
-        head = b""
+        head, left = b"", MAX_STREAM
         while not head and (chunk := await body.read()):
             head = chunk.lstrip(_BLANK)  # blank lines ahead of the answer keep the connection alive
+            left -= len(chunk)
+            if left < 0 and not head:
+                raise _too_large()
         streams = (head[:1] != b"{" and _is_stream(head)) if head else emit is not None
         if not streams:
             rest = b"" if body.is_complete else await _read_all(body, MAX_BODY - len(head))
@@ -332,16 +338,22 @@ class HTTPProvider(abc.ABC):
         return await self._read_stream(head, body, emit or _ignore)
 
     async def _read_stream(self, chunk: bytes, body: Reply, emit: Emit) -> Response:
-        decoder = self.decoder()
+        decoder, left, until = self.decoder(), MAX_STREAM, math.inf
         while chunk:
             if events := decoder.feed(chunk):
                 await emit(*events)
                 decoder.check()  # raises what failed behind them, in the same read
-            # Behind their last event some servers break the connection off, some leave it open.
+            left -= len(chunk)
             if not decoder.is_complete():
+                if left < 0:
+                    raise _too_large()
                 chunk = await body.read()
-            else:
-                chunk = b"" if body.is_complete else await _read_if_there(body, decoder.patience)
+                continue
+            # Behind their last event some servers break the connection off, some leave it open, some keep it alive: only
+            # more of the answer is worth more time.
+            patient = trio.current_time() + decoder.patience
+            until = patient if events else min(until, patient)
+            chunk = b"" if body.is_complete or left < 0 else await _read_if_there(body, until)
         if events := decoder.close():
             await emit(*events)
         return decoder.finish()
@@ -351,9 +363,9 @@ async def _ignore(*_: ProviderEvent) -> None:
     """Take events that nobody asked for."""
 
 
-async def _read_if_there(reply: Reply, patience: float) -> bytes:
-    """Return the next bytes, b"" also where the connection breaks, or stays silent for a while."""
-    with trio.move_on_after(patience), contextlib.suppress(ExchangeError):
+async def _read_if_there(reply: Reply, until: float) -> bytes:
+    """Return the next bytes, b"" also where the connection breaks, or none come until then."""
+    with trio.move_on_at(until), contextlib.suppress(ExchangeError):
         return await reply.read()
     return b""
 
@@ -361,6 +373,12 @@ async def _read_if_there(reply: Reply, patience: float) -> bytes:
 def _is_stream(head: bytes) -> bool:
     """Whether a body that begins so, cut anywhere, is one of server-sent events."""
     return any(start.startswith(head[: len(start)]) for start in _SSE_STARTS)
+
+
+def _too_large() -> WireError:
+    return WireError(
+        f"the answer is larger than {MAX_STREAM} bytes, the most that is read of a stream: is base_url right?"
+    )
 
 
 async def _read_all(body: Reply, bound: int) -> bytes:
@@ -376,52 +394,7 @@ async def _read_all(body: Reply, bound: int) -> bytes:
 async def _read_error(body: Reply) -> bytes:
     """Read what can be read of an error page: where it breaks off, or hangs, the status says enough."""
     read = bytearray()
-    with trio.move_on_after(_PATIENCE):
-        while len(read) <= MAX_ERROR_BODY and (chunk := await _read_if_there(body, _PATIENCE)):
-            read += chunk
+    until = trio.current_time() + _PATIENCE
+    while len(read) <= MAX_ERROR_BODY and (chunk := await _read_if_there(body, until)):
+        read += chunk
     return bytes(read)
-
-
-class _Address(NamedTuple):
-    """Where a base URL leads."""
-
-    is_tls: bool
-    host: str
-    port: int
-    shown: str  # in the `host` field
-    path: str
-    authorization: Mapping[str, str]  # the field of that name, if the address has a user in it
-
-
-@functools.lru_cache(maxsize=64)
-def _address(base_url: str) -> _Address:
-    """
-    Take a base URL apart.
-
-    Raises:
-        CannotAsk: It leads nowhere.
-    """
-    url = urlsplit(base_url)
-    host = url.hostname or ""
-    try:
-        name = host if host.isascii() else _encoded(host)
-    except UnicodeError as error:
-        raise CannotAsk(f"base_url={shown_url(base_url)} cannot be used: {error}") from error
-    if not name or not name.isprintable() or " " in name:
-        raise CannotAsk(f"base_url={shown_url(base_url)} cannot be used: it has no host")
-    is_tls = url.scheme == "https"
-    usual = 443 if is_tls else 80
-    bracketed = f"[{name}]" if ":" in name else name
-    shown = bracketed if url.port in {None, usual} else f"{bracketed}:{url.port}"
-    authorization = {}
-    if url.username or url.password:
-        user = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
-        authorization = {"authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
-    return _Address(is_tls, name, url.port or usual, shown, url.path, authorization)
-
-
-def _encoded(host: str) -> str:
-    """Return a name with other letters than ASCII as DNS has it. Raises `UnicodeError`."""
-    import idna  # noqa: PLC0415 - few need it
-
-    return idna.encode(host, uts46=True).decode()

@@ -17,6 +17,7 @@ import trio
 
 from ._exchange import Broken, CannotAsk, CannotConnect, Stalled, Undecodable
 from ._pool import CONNECT_TIMEOUT
+from ._secret import without_users
 
 if TYPE_CHECKING:
     import ssl
@@ -59,13 +60,37 @@ async def post(
         )
         request.stream = _Upload(body)
         try:
-            reply = await client.send(request, stream=True)
+            reply = await _send(client, request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             # An idle connection that the server had closed meanwhile: no byte came back, so it is asked once more.
             if not seen or any(event.startswith("connection.connect") for event in seen):
                 raise
-            reply = await client.send(request, stream=True)
+            reply = await _send(client, request)
     return HTTPXReply(reply, is_ours=client in _clients.get({}).values())
+
+
+async def _send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """
+    Send a request, and follow redirects if the client does; but never to another server.
+
+    httpx would take along all headers but `authorization`, and some vendors have the key in another.
+    """
+    for _attempt in range(client.max_redirects + 1):
+        reply = await client.send(request, stream=True, follow_redirects=False)
+        following = reply.next_request
+        if not client.follow_redirects or following is None or not _stays(request.url, following.url):
+            return reply
+        await reply.aclose()
+        request = following
+    raise httpx.TooManyRedirects("too many redirects", request=request)
+
+
+def _stays(url: httpx.URL, following: httpx.URL) -> bool:
+    """Whether a redirect leads to the same server, or to the same one with TLS."""
+    if url.host != following.host:
+        return False
+    same = (url.scheme, url.port) == (following.scheme, following.port)  # None for the usual port
+    return same or (url.scheme, following.scheme, url.port, following.port) == ("http", "https", None, None)
 
 
 class HTTPXReply:
@@ -174,7 +199,7 @@ def shared_client(context: ssl.SSLContext | None) -> httpx.AsyncClient:
             ValueError,
             httpx.InvalidURL,
         ) as error:  # SOCKS without its package, an address that is none
-            raise CannotAsk(f"the proxy of the environment cannot be used: {error}") from error
+            raise CannotAsk(f"the proxy of the environment cannot be used: {without_users(str(error))}") from error
         clients[context] = client
         trio.lowlevel.spawn_system_task(_close_at_the_end, client, name="alloy_trio client of httpx")
     return client

@@ -18,6 +18,7 @@ import trio
 
 from ._exchange import Broken, CannotAsk, CannotConnect, ConnectTimedOut, SendStalled, Stalled
 from ._pool import Origin, Pool
+from ._secret import Parts, discreet
 from ._transport import TrioReply, default_context
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class _Asked(NamedTuple):
     """A request, as it is sent."""
 
     method: bytes
-    parts: tuple[bytes, ...]
+    parts: Parts
     upload: _Upload | None
     keeps: bool
 
@@ -140,6 +141,7 @@ class _Asked(NamedTuple):
         return reply
 
 
+@discreet
 def _asked(request: httpx.Request) -> _Asked:
     """
     Put a request into bytes.
@@ -163,9 +165,9 @@ def _asked(request: httpx.Request) -> _Asked:
     keeps = b"close" not in _words(fields, b"connection")
     length = _length(fields)
     if isinstance(request.stream, httpx.ByteStream):
-        return _Asked(method, (head, _framed(b"".join(request.stream), length)), None, keeps)
+        return _Asked(method, Parts((head, _framed(b"".join(request.stream), length))), None, keeps)
     assert isinstance(request.stream, httpx.AsyncByteStream), "a client of httpx looks after that"
-    return _Asked(method, (head,), _Upload(request.stream, length), keeps)
+    return _Asked(method, Parts((head,)), _Upload(request.stream, length), keeps)
 
 
 def _words(fields: list[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:

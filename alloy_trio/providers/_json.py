@@ -62,12 +62,12 @@ def decode(data: bytes) -> Any:
     Read JSON text; the result is any JSON. What is no Unicode in it is replaced: bytes, and lone halves of a character.
 
     Raises:
-        WireError: It is no JSON. The message says what came instead.
+        WireError: It is no JSON. The message says what came instead. Retryable if it is the beginning of some.
     """
     try:
         return _loads(data)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise WireError(_complaint(data, error)) from error
+        raise WireError(_complaint(data, error), retryable=_is_cut(data, error)) from error
 
 
 def encode(value: Any) -> bytes:
@@ -132,6 +132,11 @@ def _loads(data: bytes) -> Any:
 
 def _no_lone_half(escape: re.Match[bytes]) -> bytes:
     return rb"\ufffd" if escape["lone"] else escape[0]
+
+
+def _is_cut(data: bytes, error: Exception) -> bool:
+    """Whether data that cannot be read is an object which somebody on the way has cut short."""
+    return data.lstrip().startswith(b"{") and "truncated" in str(error)
 
 
 def _complaint(data: bytes, error: Exception) -> str:

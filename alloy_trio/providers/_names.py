@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InvalidOption
+from ._secret import discreet
 from ._vendors import VENDORS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def resolve(provider: Provider | str) -> Provider:
     return provider
 
 
+@discreet
 def make(name: str, model: str | None = None, *, base_url: str | None = None, api_key: str | None = None) -> Provider:
     """Make the provider of a name; `model`, `base_url` and `api_key` as its class takes them. Raises `InvalidOption`."""
     if name == "demo":

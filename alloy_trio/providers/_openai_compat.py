@@ -20,6 +20,7 @@ from ._checks import clean_url, shown_url
 from ._http import HTTPProvider
 from ._openai_compat_messages import ChatTranscript
 from ._request import cap_output, has_fees, openai_format
+from ._secret import discreet
 from ._transcript import transcript_of
 from ._vendors import VENDORS, Quirks
 
@@ -58,6 +59,7 @@ class OpenAICompat(HTTPProvider):
     )
 
     @classmethod
+    @discreet
     def of(cls, vendor: str, model: str, **options: Any) -> OpenAICompat:
         """
         Make the provider of a known vendor, with its key from the vendor's environment variable.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from ..providers._json import decode, encode
+from ._text import visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,9 +55,15 @@ def _cut(line: str) -> str:
 
 
 def subject(name: str, arguments: JSONObject, directory: Path) -> list[str]:
-    """Return the lines that say what a call would do."""
+    """Return the lines that say what a call would do, and nothing that does not show."""
+    return [visible(line).replace("\n", "␊") for line in _subject(name, arguments, directory)]
+
+
+def _subject(name: str, arguments: JSONObject, directory: Path) -> list[str]:
     if name == "bash" and isinstance(arguments.get("command"), str):
-        return [f"$ {line}" for line in str(arguments["command"]).splitlines()]
+        return [
+            f"$ {line}" for line in str(arguments["command"]).removesuffix("\n").split("\n")
+        ]  # as bash counts lines
     changes = diff(name, arguments, directory)
     return [f"{arguments.get('file_path')}", *changes] if changes else [encode(arguments).decode()]
 

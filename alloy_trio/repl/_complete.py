@@ -57,7 +57,7 @@ class LineCompleter(Completer):
             case "provider":
                 return [f"{name}:" for name in names()]
             case "load":
-                return self._library.names()
+                return filter(str.isprintable, self._library.names())  # others are no names of ours
             case "tools":
                 return [*TOOLS, "none"]
             case "export":

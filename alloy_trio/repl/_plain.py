@@ -18,7 +18,7 @@ from .._background import Background
 from .._errors import InvalidOption
 from .._util import single
 from ._keys import Key, Line
-from ._text import DIM
+from ._text import DIM, harmless, visible
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -118,7 +118,7 @@ class Plain:
         self._about = about
         await self._err.end_line()
         if self._stdin.terminal:
-            await self._err.write(f"{fill}\n{text}" if fill else text)
+            await self._err.write(f"{visible(fill)}\n{text}" if fill else text)
 
     async def echo(self, line: str) -> None:
         """The terminal has shown it already, with the end of the line."""
@@ -126,7 +126,8 @@ class Plain:
         await trio.lowlevel.checkpoint()
 
     async def say(self, text: str, *, dim: bool = False) -> None:
-        """Show lines of ours."""
+        """Show lines of ours, in which there may be names that are not."""
+        text = harmless(text)
         await self._err.end_line()
         await self._err.write((self._err.style(text, DIM) if dim else text) + "\n")
 

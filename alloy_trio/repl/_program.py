@@ -24,7 +24,7 @@ from ._plain import Input
 from ._setup import Setup, choose_provider
 from ._show import JSONLines, Output, Screen, explain, say_cancelled
 from ._sitting import Sitting
-from ._text import DIM, one_line
+from ._text import DIM, harmless, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -71,7 +71,7 @@ def _perform(flags: Flags, board: Board | None) -> int:
 def fail(message: str, status: int, details: str = "") -> int:
     """Say what went wrong, in a line, and return the status."""
     with contextlib.suppress(OSError):
-        click.echo(f"{details}error: {one_line(message)}", err=True)
+        click.echo(f"{harmless(details)}error: {one_line(message)}", err=True)
     return status
 
 

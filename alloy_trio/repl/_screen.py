@@ -26,6 +26,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
+from prompt_toolkit.layout.processors import ConditionalProcessor, Processor, Transformation, TransformationInput
 from prompt_toolkit.output import ColorDepth
 from prompt_toolkit.output.defaults import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
@@ -33,7 +34,7 @@ from prompt_toolkit.styles import Style
 
 from ._keys import Key, Line
 from ._places import history_file, private_folder
-from ._text import clip
+from ._text import clip, marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,6 +199,7 @@ class Screen:
             multiline=True,
             history=_history(),
             key_bindings=self._bindings(),
+            input_processors=[ConditionalProcessor(_Marks(), Condition(lambda: bool(self._about)))],
             prompt_continuation="  ",
             complete_while_typing=Condition(self._may_complete),
             reserve_space_for_menu=4,
@@ -295,6 +297,13 @@ class Screen:
         name = f"[pasted {len(self._pasted) + 1}: {len(text):,} characters]"
         self._pasted[name] = text
         return name
+
+
+class _Marks(Processor):
+    """While a person edits what a call is to run with, shows what the model has put there that nobody would see."""
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        return Transformation([(style, marked(text)) for style, text, *_ in transformation_input.fragments])
 
 
 def _history() -> History:

@@ -34,7 +34,7 @@ from .._events import (
 from .._run import stream
 from ..providers._json import encode
 from ._ask import subject
-from ._text import DIM, GREEN, RED, clip, harmless, one_line, width
+from ._text import DIM, GREEN, RED, clip, escaped, harmless, one_line, width
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -142,14 +142,15 @@ async def show_run(prompt: str, view: View, **options: Unpack[RunOptions]) -> Re
 
 
 class JSONLines:
-    """Each event as a line of JSON on stdout."""
+    """Each event as a line of JSON on stdout. On a terminal, what that would obey is written by its number, which is the same JSON."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
 
     async def show(self, envelope: Envelope) -> None:
         """Write one line."""
-        await self._out.write(encode(envelope.to_dict()).decode() + "\n")
+        line = encode(envelope.to_dict()).decode()
+        await self._out.write(f"{escaped(line) if self._out.terminal else line}\n")
 
     async def close(self) -> None:
         """Write what is left of a line."""
@@ -204,7 +205,8 @@ class Screen:
                 how = "taken, what ran was cut" if interrupted else "taken"
                 await self._say(self._err.style(f"{how}: {one_line(text)}", DIM))
             case ApprovalRequested(name=name, input=arguments):
-                await self._say("\n".join([f"? {name}", *map(harmless, subject(name, arguments, self._directory))]))
+                lines = [f"? {one_line(name)}", *subject(name, arguments, self._directory)]
+                await self._say("\n".join(lines))
             case RunEnd(turns=turns, usage=usage) if turns:
                 seconds = trio.current_time() - self._started
                 await self._say(self._err.style(summary(turns, usage, seconds), DIM))

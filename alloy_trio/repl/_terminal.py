@@ -73,7 +73,8 @@ class Terminal:
             await self.say(f"  … {len(line):,} characters", dim=True)
 
     async def say(self, text: str, *, dim: bool = False) -> None:
-        """Show lines of ours."""
+        """Show lines of ours, in which there may be names that are not."""
+        text = harmless(text)
         await self.print(self.style(text, DIM) if dim else text)
 
     async def copy(self, text: str) -> bool:
@@ -91,7 +92,7 @@ class Terminal:
 
     def show_status(self, text: str) -> None:
         """Show a line at the foot."""
-        self._screen.show_status(text)
+        self._screen.show_status(harmless(text))
 
     def complete_with(self, completer: Completer) -> None:
         """Complete what is typed by this."""

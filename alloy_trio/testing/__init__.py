@@ -10,6 +10,8 @@ from ._asserts import refute_tool_called as refute_tool_called
 from ._asserts import tool_calls as tool_calls
 from ._chaos import cancel_at_checkpoint as cancel_at_checkpoint
 from ._chaos import cancel_at_every_checkpoint as cancel_at_every_checkpoint
+from ._fault_server import FaultServer as FaultServer
+from ._faults import Fault as Fault
 from ._script import ScriptedProvider as ScriptedProvider
 from ._script import delay as delay
 from ._script import error as error
@@ -18,6 +20,8 @@ from ._script import text as text
 from ._script import tool_call as tool_call
 
 __all__ = [
+    "Fault",
+    "FaultServer",
     "ScriptedProvider",
     "assert_no_orphans",
     "assert_tool_called",

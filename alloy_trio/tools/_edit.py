@@ -6,19 +6,18 @@ import re
 from typing import TYPE_CHECKING
 
 from .._errors import ToolError
-from ._paths import explained, open_text, resolve
+from ._paths import explained, located, open_text
 from ._tool import tool
-from ._write import replace_file, status_of
+from ._write import replace_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ._context import ToolContext
+    from ._paths import Place
 
 MAX_BYTES = 64 << 20
 
 
-@tool(concurrent=False)
+@tool(concurrent=False, trusted=True)  # what it says is its own
 def edit(file_path: str, old_string: str, new_string: str, ctx: ToolContext, *, replace_all: bool = False) -> str:
     """
     Replace a text in a file by another. The old text must occur exactly once, unless replace_all is set.
@@ -34,22 +33,22 @@ def edit(file_path: str, old_string: str, new_string: str, ctx: ToolContext, *, 
         raise ToolError("old_string is empty. Give the text to replace, or use write to make a file.")
     if old_string == new_string:
         raise ToolError("old_string and new_string are identical: there is nothing to change.")
-    path = resolve(file_path, ctx)
-    text = _load(path, file_path)
-    old, new = _in_line_ends_of(text, old_string, new_string)
-    count = text.count(old) if replace_all else _occurrences(text, old)
-    _refuse_count(count, file_path, replace_all=replace_all)
-    with explained(f"write {file_path}"):
-        data = text.replace(old, new).encode("utf-8", "surrogateescape")
-    replace_file(path, data, status_of(path, file_path), file_path)
+    with located(file_path, ctx, "read") as place:
+        text = _load(place)
+        old, new = _in_line_ends_of(text, old_string, new_string)
+        count = text.count(old) if replace_all else _occurrences(text, old)
+        _refuse_count(count, file_path, replace_all=replace_all)
+        with explained(f"write {file_path}"):
+            data = text.replace(old, new).encode("utf-8", "surrogateescape")
+        replace_file(place, data)
     return f"Replaced {count} {'occurrence' if count == 1 else 'occurrences'} in {file_path}."
 
 
-def _load(path: Path, name: str) -> str:
-    with open_text(path, name) as file:
+def _load(place: Place) -> str:
+    with open_text(place) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ToolError(f"{name} is too large to edit: it has more than {MAX_BYTES >> 20} MiB.")
+        raise ToolError(f"{place.path} is too large to edit: it has more than {MAX_BYTES >> 20} MiB.")
     return data.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 survive the way there and back
 
 

@@ -327,6 +327,7 @@ class Batch:
                 seq=invocation.end_seq,
                 start_seq=told.seq,
                 content=() if invocation.outcome is None else invocation.result().content,
+                trusted=invocation.trusted,
             )
         )
 
@@ -361,6 +362,7 @@ class Batch:
             invocation.error,
             start_event_seq=start,
             content=invocation.result().content,
+            trusted=invocation.trusted,
         )
 
 

@@ -45,6 +45,11 @@ class Invocation:
         return self.tool is None or self.tool.concurrent
 
     @property
+    def trusted(self) -> bool:
+        """Whether the program vouches for what the tool returns."""
+        return self.tool is not None and self.tool.trusted
+
+    @property
     def error(self) -> str | None:
         """What the model is told went wrong."""
         return None if self.outcome in {"ok", None} else text_of(self.output)

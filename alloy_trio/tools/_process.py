@@ -3,9 +3,11 @@ Child processes that leave nothing behind.
 
 A command runs as the leader of a session of its own. To end it is to end the session: the shell, its pipelines, what it
 put into the background, and what moved to another process group within the session, as `timeout` and job control do.
-Only a process that opens a session for itself (`setsid`, a daemon) gets away; to hold that one takes a sandbox.
+What opens a session for itself (`setsid`, a daemon) is found, where there is /proc, by a mark in its environment that the
+command was started with. Only what does both, leaves the session and drops its environment, gets away; to hold that one
+takes a sandbox, whose first process takes all others with it.
 
-The session ends with the command, however that ends: on its own, at its deadline, or by a cancel. Output comes
+All this ends with the command, however that ends: on its own, at its deadline, or by a cancel. Output comes
 through one pipe, so that both streams are in the order of time, and is read all along: a child never waits for us. A child in
 the background may hold that pipe open after the shell has exited, so that the end of the output is not waited for long.
 """
@@ -13,18 +15,24 @@ the background may hold that pipe open after the shell has exited, so that the e
 from __future__ import annotations
 
 import codecs
+import contextlib
+import itertools
 import logging
 import os
+import select
 import signal
 import subprocess
-from pathlib import Path
+import uuid
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from ._spawn import Spawned
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger("alloy_trio.tools")
 
@@ -34,9 +42,11 @@ KILL_GRACE = 0.5
 DRAIN = 0.3
 """Seconds that are left for output after the command itself has exited."""
 
-_POLL = 0.01
+_POLLS = (0.001, 0.002, 0.005, 0.01)  # the last again and again
 _PROC = "/proc"
+_LOOKS = 30
 _MARK_ROOM = 100
+_MARK = "ALLOY_TRIO_COMMAND"
 
 
 def _decoder() -> codecs.IncrementalDecoder:
@@ -80,6 +90,31 @@ class Excerpt:
         return f"{self._head}\n\n[{left_out} of {self.length} characters left out here]\n\n{tail}"
 
 
+@attrs.define
+class Command:
+    """
+    A command that runs, and all that it has started.
+
+    Attributes:
+        process: What was started first.
+        mark: What the environment of all that it starts has in it.
+        first: Of a sandbox, a descriptor (pidfd) of its first process, with which all in it end; `process` stands
+            outside and waits for it.
+        code: Its exit code, if it has ended by itself: 128 + the signal's number where a signal ended it.
+    """
+
+    process: trio.Process | Spawned
+    mark: str
+    first: int | None = None
+    code: int | None = None
+
+
+def marked(env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return a mark for a command, and `env` with it; a command within a command has the marks of both."""
+    mark = uuid.uuid4().hex
+    return mark, {**env, _MARK: f"{os.environ.get(_MARK, '')} {mark}".strip()}
+
+
 async def run_command(
     argv: Sequence[str],
     *,
@@ -91,9 +126,9 @@ async def run_command(
     """
     Run a command, and hand what it writes to `sink` as it comes.
 
-    Whether this returns or raises, nothing of the command's session runs any more; a cancel or the time-out is late by
-    twice `KILL_GRACE` at most. What even SIGKILL does not end by then (it hangs in the kernel, or is another user's) is
-    logged and left.
+    Whether this returns or raises, nothing of the command's session runs any more, nor anything else that has its
+    mark; a cancel or the time-out is late by twice `KILL_GRACE` at most. What even SIGKILL does not end by then (it
+    hangs in the kernel, or is another user's) is logged and left.
 
     Returns:
         The exit code (128 + the signal's number where a signal ended it, as shells have it), or None if `seconds` were
@@ -102,6 +137,7 @@ async def run_command(
     Raises:
         OSError: It could not be started.
     """
+    mark, env = marked(env)
     process = await trio.lowlevel.open_process(
         argv,
         cwd=cwd,
@@ -111,51 +147,95 @@ async def run_command(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    command = Command(process, mark)
     try:
         with trio.move_on_after(seconds):
-            await _attend(process, sink)
-        code = process.returncode
+            await attend(command, sink)
     finally:
-        await end_session(process)
-    return 128 - code if code is not None and code < 0 else code
+        await end(command)
+    return command.code
 
 
-async def _attend(process: trio.Process, sink: Callable[[bytes], None]) -> None:
+async def attend(command: Command, sink: Callable[[bytes], None]) -> None:
+    """
+    Hand on what a command writes until it has exited, and a little longer.
+
+    Its code is taken here, as it exits: after a cancel it may be that of a program that found its output closed.
+    """
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_pump, process, sink)
-        await process.wait()
+        nursery.start_soon(_pump, command.process, sink)
+        await command.process.wait()
+        code = command.process.returncode
+        command.code = 128 - code if code is not None and code < 0 else code
         nursery.cancel_scope.deadline = trio.current_time() + DRAIN
 
 
-async def _pump(process: trio.Process, sink: Callable[[bytes], None]) -> None:
+async def _pump(process: trio.Process | Spawned, sink: Callable[[bytes], object]) -> None:
     assert process.stdout is not None
-    async with process.stdout as stdout:
-        async for data in stdout:
-            sink(bytes(data))
+    async for data in process.stdout:
+        sink(bytes(data))
 
 
-async def end_session(process: trio.Process) -> None:
-    """End all that runs in the session of `process`: politely, then not. Shielded; takes twice `KILL_GRACE` at most."""
+async def end(command: Command) -> None:
+    """
+    End all that a command has started: politely, then not. Shielded; takes twice `KILL_GRACE` at most.
+
+    Its output is read until then, and dropped: what cleans up may say so, and a closed pipe would end it at once.
+    """
     with trio.CancelScope(shield=True):
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with trio.move_on_after(KILL_GRACE):
-                await _end(process, number)
-                return
-        logger.error("the session of process %d still runs %g s after SIGKILL", process.pid, KILL_GRACE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pump, command.process, len)
+            await _end_by_signals(command)
+            nursery.cancel_scope.cancel()
+        assert command.process.stdout is not None
+        await command.process.stdout.aclose()
 
 
-async def _end(process: trio.Process, number: signal.Signals) -> None:
-    """Send a signal to each process group of the session, to later ones as they appear, until nothing is left of it."""
-    told: set[int] = set()
-    while True:
-        exited = process.poll() is not None  # this also collects it: as a zombie it would keep its group
-        groups = _groups(process.pid)
-        if exited and not groups:
+async def _end_by_signals(command: Command) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with trio.move_on_after(KILL_GRACE):
+            await _end(command, number)
             return
-        for group in groups - told:
-            _signal(group, number)
-        told |= groups
-        await trio.sleep(_POLL)  # the kernel tells of the end of children, not of their children
+    logger.error("what process %d has started still runs %g s after SIGKILL", command.process.pid, KILL_GRACE)
+
+
+async def _end(command: Command, number: signal.Signals) -> None:
+    """
+    Send a signal to each process group of a command, to later ones as they appear, until nothing is left of it.
+
+    SIGTERM is sent once to each, and not to what stands outside of a sandbox, which would take the sandbox with it at
+    once. SIGKILL is sent again and again: something that forks all along may be in a group that we have seen before.
+    """
+    told = {command.process.pid} if command.first is not None and number == signal.SIGTERM else set[int]()
+    for pause in itertools.chain(_POLLS, itertools.repeat(_POLLS[-1])):
+        exited = command.process.poll() is not None  # this also collects it: as a zombie it would keep its group
+        if exited or number == signal.SIGKILL:
+            _kill_first(command.first)
+        left = not exited or not _has_ended(command.first)
+        for group in _groups(command.process.pid, command.mark):  # each is told as soon as it is found
+            left = True
+            if group not in told:
+                _signal(group, number)
+            if number == signal.SIGTERM:
+                told.add(group)
+        if not left:
+            return
+        await trio.sleep(pause)  # the kernel tells of the end of children, not of their children
+
+
+def _kill_first(first: int | None) -> None:
+    if first is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(first, signal.SIGKILL)
+
+
+def _has_ended(first: int | None) -> bool:
+    """Return whether the first process of a sandbox has ended, which it does after all others in it."""
+    if first is None:
+        return True
+    poll = select.poll()  # `select.select` fails at descriptors from 1024
+    poll.register(first, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _signal(group: int, number: int) -> bool:
@@ -166,21 +246,42 @@ def _signal(group: int, number: int) -> bool:
     return True
 
 
-def _groups(session: int) -> set[int]:
-    """Return the process groups of a session in which something runs; zombies do not. Without /proc: its first group."""
+def _groups(session: int, mark: str) -> Iterator[int]:
+    """
+    Yield the process groups of a command in which something runs; zombies do not. One may come several times.
+
+    Those of its session, and those of processes with its mark. Without /proc: the session's first group.
+
+    While we look, one may fork and exit, and its child not be in the list that we had. So we look again at what is new
+    until nothing is: a process that then lives was in a list, and has been looked at, unless numbers came round. What
+    forks faster than that is bounded here, and found by the next look.
+    """
+    token, seen = mark.encode(), set[str]()
     try:
-        with os.scandir(_PROC) as entries:
-            pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
+        for _ in range(_LOOKS):
+            new = set(filter(str.isdigit, os.listdir(_PROC))) - seen  # noqa: PTH208 - names are all that is needed
+            if not new:
+                return
+            yield from (group for each in new if (group := _group_in(int(each), session, token)) is not None)
+            seen |= new
     except FileNotFoundError:
-        return {session} if _signal(session, 0) else set()
-    return {group for pid in pids if (group := _group_in(pid, session)) is not None}
+        yield from [session] if _signal(session, 0) else []
 
 
-def _group_in(pid: int, session: int) -> int | None:
+def _group_in(pid: int, session: int, token: bytes) -> int | None:
     try:
         if os.getsid(pid) != session:
-            return None
-        state = Path(_PROC, str(pid), "stat").read_bytes().rpartition(b")")[2].split()[0]
+            return os.getpgid(pid) if token in _read(f"{_PROC}/{pid}/environ") else None
+        state = _read(f"{_PROC}/{pid}/stat").rpartition(b")")[2].split()[0]
         return os.getpgid(pid) if state not in b"ZX" else None
-    except (ProcessLookupError, FileNotFoundError):
+    except (ProcessLookupError, FileNotFoundError, PermissionError):
         return None
+
+
+def _read(path: str) -> bytes:
+    """Return what a file of /proc has: of all processes, several times, so without what `open` does besides."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b""))
+    finally:
+        os.close(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, BinaryIO
 
 from .._errors import ToolError
-from ._paths import open_text, resolve
+from ._paths import located, open_text
 from ._tool import tool
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 MAX_LINE_CHARS = 2_000
 MAX_RESULT_CHARS = 200_000
+MAX_BYTES = 1 << 30
+"""How much of a file one call looks through: some have no end, as one that grows, or a terabyte without a line end."""
+
 _CHUNK = 1 << 20
 
 
@@ -33,14 +36,19 @@ def read(file_path: str, ctx: ToolContext, *, offset: int = 1, limit: int = 2000
     """
     if offset < 1 or limit < 1:
         raise ToolError("offset and limit must be 1 or more: lines count from 1.")
-    with open_text(resolve(file_path, ctx), file_path) as file:
+    with located(file_path, ctx, "read") as place, open_text(place) as file:
         return _window(_lines(file, ctx.check_cancelled), offset, limit)
 
 
-def _window(lines: Iterator[bytes], offset: int, limit: int) -> str:
+def _window(lines: Iterator[bytes | None], offset: int, limit: int) -> str:
     shown: list[str] = []
     size = number = 0
     for number, raw in enumerate(lines, 1):
+        if raw is None:
+            shown.append(
+                f"\n[Stopped in line {number - 1}, after {MAX_BYTES >> 20} MiB: read goes no further into a file.]"
+            )
+            break
         if number < offset:
             continue
         if number >= offset + limit or size >= MAX_RESULT_CHARS:
@@ -60,17 +68,23 @@ def _text(raw: bytes, *, first: bool) -> str:
     return text
 
 
-def _lines(file: BinaryIO, checkpoint: Callable[[], None]) -> Iterator[bytes]:
-    """Yield the lines, each cut where `_text` cuts it at the latest; call `checkpoint` about once in a megabyte."""
-    unchecked = 0
-    while line := file.readline(4 * MAX_LINE_CHARS + 4):  # a character is 4 bytes at most
-        part = line
-        while True:
-            unchecked += len(part)
-            if unchecked >= _CHUNK:
-                checkpoint()
-                unchecked = 0
-            if part.endswith(b"\n") or not part:
-                break
-            part = file.readline(_CHUNK)
-        yield line
+def _lines(file: BinaryIO, checkpoint: Callable[[], None]) -> Iterator[bytes | None]:
+    """
+    Yield the lines, each cut where `_text` cuts it at the latest; None, as the last, after `MAX_BYTES`.
+
+    Call `checkpoint` about once in a megabyte.
+    """
+    seen = checked = 0
+    part = b"\n"
+    while seen < MAX_BYTES:
+        starts = part.endswith(b"\n")
+        part = file.readline(4 * MAX_LINE_CHARS + 4 if starts else _CHUNK)  # a character is 4 bytes at most
+        if not part:
+            return
+        if starts:
+            yield part
+        seen += len(part)
+        if seen - checked >= _CHUNK:
+            checkpoint()
+            checked = seen
+    yield None

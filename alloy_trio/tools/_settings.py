@@ -54,8 +54,8 @@ class ToolSettings:
     threads: int
     working_directory: Path
     allowed_paths: tuple[Path, ...]
-    context: Mapping[str, Any]
-    deps: Any
+    context: Mapping[str, Any] = attrs.field(repr=False)
+    deps: Any = attrs.field(repr=False)
     correlation_id: str
     session_id: str = ""
     on_result: Callable[[ToolResult], Awaitable[None]] | None = None

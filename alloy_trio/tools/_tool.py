@@ -51,6 +51,7 @@ class Tool:
         input_examples: Examples of good input, for providers that take them.
         defer_loading: Whether the provider is to load the definition only when its tool search finds it.
         allowed_callers: Who may call it, where a provider knows of others than the model.
+        trusted: Whether the program vouches for what it returns. False: that is data from outside, whatever it reads like.
         native: By provider's name, the definition that stands for this one on that provider's wire.
     """
 
@@ -67,6 +68,7 @@ class Tool:
     input_examples: tuple[JSONObject, ...] = attrs.field(default=(), repr=False, converter=_several)
     defer_loading: bool = attrs.field(default=False, repr=False)
     allowed_callers: tuple[str, ...] = attrs.field(default=(), repr=False, converter=_several)
+    trusted: bool = attrs.field(default=False, repr=False)
     native: Mapping[str, JSONObject] = attrs.field(factory=dict, repr=False)
     _function: Callable[..., Any] | None = attrs.field(default=None, repr=False, alias="_function")
     _parse: Callable[[JSONObject], Any] = attrs.field(
@@ -144,6 +146,8 @@ def _faults(tool: Any) -> Iterator[str]:
         yield f"cancel_grace is a number of seconds from 0, or None for the run's; got {tool.cancel_grace!r}"
     if not _is_from(1, tool.max_result_chars):
         yield f"max_result_chars is a positive number, or None for no limit; got {tool.max_result_chars!r}"
+    if not isinstance(tool.trusted, bool):
+        yield f"trusted is True or False, got {tool.trusted!r}"
     if tool.strict and tool.input_schema.get("additionalProperties") is not False:
         yield "strict needs `additionalProperties: false` in input_schema: providers refuse an open object"
     if not isinstance(tool.native, Mapping) or not all(isinstance(each, dict) for each in tool.native.values()):
@@ -188,6 +192,7 @@ class _Options(TypedDict, total=False):
     input_examples: Iterable[JSONObject]
     defer_loading: bool
     allowed_callers: Iterable[str]
+    trusted: bool
     native: Mapping[str, JSONObject]
 
 
