@@ -72,8 +72,9 @@ class Remote:
     subscribes, and `send_message`, whose request the other end knows by its id.
     """
 
-    def __init__(self, options: _Options) -> None:
+    def __init__(self, options: _Options, dial: Callable[[_Options], Awaitable[trio.abc.Stream]]) -> None:
         self._options = options
+        self._dial = dial
         self._numbers = itertools.count(1)
         self._asks: dict[int, _Ask] = {}
         self._link: Link | None = None
@@ -228,6 +229,13 @@ class Remote:
 
     async def _live(self) -> None:
         """Be connected, again and again. Returns when there is no use in trying any more; `_failure` says why."""
+        failure: Exception = ConnectionLost(f"the connection to {self._options.url} has been closed here")
+        try:
+            failure = await self._last_failure()
+        finally:
+            self._turn(None, failure)
+
+    async def _last_failure(self) -> Exception:
         was_up, tries, since = False, 0, trio.current_time()
         while True:
             failure = await self._be_connected()
@@ -237,8 +245,7 @@ class Remote:
             is_final = isinstance(failure, Refused) and failure.status in _FINAL
             wait = random.random() * min(_LONGEST, _BACKOFF * 2.0 ** (tries + 1))  # noqa: S311 - no secret
             if is_final or not was_up or trio.current_time() + wait > since + self._options.reconnect:
-                self._turn(None, failure)
-                return
+                return failure
             self._turn(None)
             logger.info("connecting to %s again in %.1f s: %s", self._options.url, wait, failure)
             tries += 1
@@ -247,10 +254,10 @@ class Remote:
     async def _be_connected(self) -> Exception | None:
         """Connect, and return when the connection is gone; or why there was none."""
         options = self._options
-        stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
+        stream: trio.abc.Stream | None = None
         try:
             with trio.fail_after(options.connect_timeout):
-                stream = await _open(options)
+                stream = await self._dial(options)
             return await self._use(stream)
         except ConnectionRejected as rejected:
             words = (rejected.body or b"").decode("utf-8", "replace").strip() or "it gave no reason"
@@ -264,7 +271,7 @@ class Remote:
                 with trio.CancelScope(shield=True):
                     await trio.aclose_forcefully(stream)
 
-    async def _use(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
+    async def _use(self, stream: trio.abc.Stream) -> None:
         options, url = self._options, urlsplit(self._options.url)
         try:
             async with trio.open_nursery() as nursery:
@@ -322,7 +329,7 @@ class Remote:
         return f"<Remote: {self._options.url}, {state}>"
 
 
-async def _open(options: _Options) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+async def _open(options: _Options) -> trio.abc.Stream:
     url = urlsplit(options.url)
     host = url.hostname or ""
     plain = await trio.open_tcp_stream(host, url.port or (80 if url.scheme == "ws" else 443))
@@ -387,7 +394,7 @@ async def connect(
         connect_timeout=connect_timeout,
         reconnect=reconnect,
     )
-    remote = Remote(options)
+    remote = Remote(options, _open)
     async with Background(remote._live):  # noqa: SLF001 - its other half
         await remote._connected()  # noqa: SLF001 - as above
         yield remote

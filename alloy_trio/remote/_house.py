@@ -35,7 +35,7 @@ class House:
 
     agents: Agents
     pubsub: PubSub | None = None
-    _pending: dict[tuple[str, str], Pending] = attrs.field(factory=dict)
+    _pending: dict[tuple[str, str], tuple[Pending, str | None]] = attrs.field(factory=dict)
 
     def names(self, permissions: Permissions) -> list[str]:
         """Return the names of the agents that may be reached."""
@@ -69,21 +69,24 @@ class House:
             return self.agents[name]  # an agent's handle outlives restarts
         return await self.agents.wait(name) if isinstance(self.agents, Registry) else self.agents[name]
 
-    def keep(self, name: str, pending: Pending) -> None:
+    def keep(self, name: str, pending: Pending, once: str | None) -> None:
         """Keep a request that nobody waits for; of those that are done, the oldest are given up for it."""
-        self._pending[name, pending.request_id] = pending
-        done = [key for key, each in self._pending.items() if each.is_done]
-        for key in done[: max(0, len(done) - _KEPT)]:
-            del self._pending[key]
+        self._pending.pop((name, pending.request_id), None)
+        self._pending[name, pending.request_id] = pending, once
+        if len(self._pending) > _KEPT:
+            done = [key for key, (each, _) in self._pending.items() if each.is_done]
+            for key in done[: len(self._pending) - _KEPT]:
+                del self._pending[key]
 
-    def kept(self, name: str, request_id: str) -> Pending | None:
-        """Return a request that was kept."""
-        return self._pending.get((name, request_id))
+    def is_repeated(self, name: str, request_id: str, once: str | None) -> bool:
+        """Whether a message is kept already, and is sent again since the answer to it was lost: by its `once`."""
+        return once is not None and self._pending.get((name, request_id), (None, None))[1] == once
 
     def pending(self, name: str, request_id: str) -> Pending:
-        """Do the same. Raises UnknownRequest where there is none."""
-        if (pending := self.kept(name, request_id)) is None:
+        """Return a request that was kept. Raises UnknownRequest where there is none."""
+        kept = self._pending.get((name, request_id))
+        if kept is None:
             raise UnknownRequest(
                 f"no message {request_id!r:.100} was sent to {name} from outside, or it was over long ago"
             )
-        return pending
+        return kept[0]

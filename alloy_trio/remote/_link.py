@@ -7,6 +7,7 @@ all others. Who sends waits until the frame before has gone; so a peer that read
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -101,6 +102,8 @@ class Link:
                 return
 
     async def close(self, code: int, reason: str) -> None:
-        """Say goodbye, and wait a moment for the answer. Shielded."""
+        """Say goodbye, and wait a moment for the answer; not in a cancel, which has ended the reader too. Shielded."""
+        if trio.current_effective_deadline() == -math.inf:
+            self._socket._close_handshake.set()  # noqa: SLF001 - else it waits for what nobody reads
         with trio.move_on_after(_GOODBYE, shield=True):
             await self._socket.aclose(code, reason[:100])

@@ -207,8 +207,9 @@ class Peer:
     async def _send_message(self, _: int, frame: JSONObject) -> JSONObject:
         agent, prompt = await self._agent(frame), _data.prompt_from_json(frame.get("prompt"))
         name, request_id = frame["agent"], _text(frame, "request_id") or new_id()
-        if self._house.kept(name, request_id) is None:  # else it is asked again, since the answer to this was lost
-            self._house.keep(name, await agent.send_message(prompt, request_id=request_id))
+        once = _text(frame, "once")
+        if not self._house.is_repeated(name, request_id, once):
+            self._house.keep(name, await agent.send_message(prompt, request_id=request_id), once)
         return {"request_id": request_id}
 
     async def _result(self, _: int, frame: JSONObject) -> JSONObject:

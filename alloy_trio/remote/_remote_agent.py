@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .._codec import load
 from .._desk import as_message
-from .._errors import RequestCancelled
+from .._errors import RequestCancelled, UnknownRequest
 from .._events import Envelope
 from .._messages import Message
 from .._run import EventStream
@@ -70,7 +70,8 @@ class RemoteAgent:
         """
         as_message(prompt)
         request_id = request_id or new_id()
-        await self._call("send_message", repeats=True, prompt=_data.prompt_to_json(prompt), request_id=request_id)
+        said = {"prompt": _data.prompt_to_json(prompt), "request_id": request_id, "once": new_id()}
+        await self._call("send_message", repeats=True, **said)
         return RemotePending(self, request_id)
 
     def pending(self, request_id: str) -> RemotePending:
@@ -191,7 +192,10 @@ class RemotePending:
 
     async def cancel(self) -> bool:
         """Cancel the request. Returns once nothing of it runs, and whether it was cancelled: False if it was over by then."""
-        return await self._agent.cancel_request(self.request_id)
+        try:
+            return await self._agent.cancel_request(self.request_id)
+        except UnknownRequest:
+            return False
 
     def __repr__(self) -> str:
         return f"<RemotePending: {self.request_id}>"

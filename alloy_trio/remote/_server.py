@@ -137,7 +137,7 @@ class _Server:
     max_connections: int
     _connections: int = 0
 
-    async def handle(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
+    async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one connection, and leave no socket behind, however it ends."""
         self._connections += 1
         try:
@@ -150,7 +150,7 @@ class _Server:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
-    async def _serve(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
+    async def _serve(self, stream: trio.abc.Stream) -> None:
         if isinstance(stream, trio.SSLStream):
             with trio.move_on_after(_HANDSHAKE) as scope:
                 await stream.do_handshake()
