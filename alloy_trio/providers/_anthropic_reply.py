@@ -264,8 +264,12 @@ class AnthropicDecoder(Decoder):
     def is_complete(self) -> bool:
         return as_str(self._message.get("stop_reason")) != ""
 
+    def close(self) -> WireEvents:
+        """Say that the stream is over: also of blocks that a server has begun behind its last word, and not ended."""
+        events = super().close()
+        return [*events, *self._close_all()] if self.is_complete() else events
+
     def _response(self) -> Response:
-        self._close_all()
         return _response(self._message, tuple(self._content), self._provider)
 
     def _event(self, event: SSEEvent) -> WireEvents:

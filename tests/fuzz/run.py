@@ -33,7 +33,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for seed in target.SEEDS:
         (options.corpus / hashlib.sha1(seed, usedforsecurity=False).hexdigest()).write_bytes(seed)
-    limits = [f"-max_total_time={round(60 * options.minutes)}", f"-max_len={LONGEST}", "-rss_limit_mb=2048", "-timeout=30"]
+    limits = [
+        f"-max_total_time={round(60 * options.minutes)}",
+        f"-max_len={LONGEST}",
+        "-rss_limit_mb=2048",
+        "-timeout=30",
+    ]
     place = [f"-artifact_prefix={options.findings}/{options.target}-"]
     atheris.Setup([sys.argv[0], *limits, *place, str(options.corpus), *map(str, options.seeds)], target.check)
     atheris.Fuzz()

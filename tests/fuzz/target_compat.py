@@ -23,7 +23,9 @@ _MESSAGES: list[dict[str, Any]] = [
 SEEDS = [
     *(json.dumps(answer(message)).encode() for message in _MESSAGES),
     *(sse(as_stream(message, random.Random(1))) for message in _MESSAGES),
-    sse([chunk({"content": "a", "refusal": "no", "annotations": [{"type": "url_citation"}], "images": [{}]}, "length")]),
+    sse(
+        [chunk({"content": "a", "refusal": "no", "annotations": [{"type": "url_citation"}], "images": [{}]}, "length")]
+    ),
     sse([{"error": {"message": "the context is too long", "code": 400}}]),
     b'error: {"code":400,"message":"no"}\n\ndata: [DONE]\n\n',
 ]

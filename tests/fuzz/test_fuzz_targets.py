@@ -14,7 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PIECES = st.binary(min_size=1, max_size=4) | st.sampled_from(
-    [b"null", b"{}", b"[]", b'"', b"\\ud83d", b"-1", b"1e999", b"\n\n", b"\r\n", b"data: ", b"\xff", b"{", b"}", b"9" * 30]
+    [
+        b"null",
+        b"{}",
+        b"[]",
+        b'"',
+        b"\\ud83d",
+        b"-1",
+        b"1e999",
+        b"\n\n",
+        b"\r\n",
+        b"data: ",
+        b"\xff",
+        b"{",
+        b"}",
+        b"9" * 30,
+    ]
 )
 
 
