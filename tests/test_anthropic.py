@@ -26,6 +26,7 @@ from alloy_trio import (
     ProviderError,
     ServerToolResult,
     ServerToolUse,
+    Session,
     Text,
     Thinking,
     ToolResult,
@@ -707,6 +708,13 @@ def test_a_block_without_a_type_is_not_sent_back() -> None:
     assert len(message.content) == 3
     assert contents(HI, message)[1] == [text("So.")]
     assert len(contents(HI, decoded(reply({"id": "a"})).message)) == 1
+
+
+def test_a_citation_that_is_none_is_left_out() -> None:
+    """A conversation with it could not be kept."""
+    message = decoded(reply(text("So.", citations=[None, CITATION]))).message
+    assert message.content == (Text("So.", (CITATION,)),)
+    assert Session.from_json(Session(messages=[HI, message]).to_json()).messages == (HI, message)
 
 
 def test_a_block_behind_the_last_word_has_its_end() -> None:

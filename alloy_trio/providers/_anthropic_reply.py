@@ -143,7 +143,7 @@ def _block(raw: JSONObject, provider: str) -> Block:
     """Turn a block of the API into one of ours. What has no field of its own goes along as `provider_data`."""
     match as_str(raw.get("type")):
         case "text":
-            notes = as_list(raw.get("citations"))
+            notes = as_dicts(raw.get("citations"))
             return Text(as_str(raw.get("text")), notes, _rest(raw, "type", "text", "citations"))
         case "thinking":
             signature = as_str(raw.get("signature")) or None
