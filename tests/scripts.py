@@ -148,25 +148,29 @@ class Watched(ScriptedProvider):
         is_taken = call.id and not hasattr(self, "origin")  # servers that give an id twice are none of ours
         return call if is_taken else attrs.evolve(call, id=f"{self.name}_{next(self._made)}")
 
-    def check_growth(self) -> None:
+    def check_growth(self, *, goes_back: bool = False) -> None:
         """
         In an epoch, each wire's messages begin with those that were sent before; what is sealed over stays.
 
-        What nobody has answered may yet grow at its end, by what else the user has said.
+        What nobody has answered may yet grow at its end, by what else the user has said. `goes_back`: some of the conversation
+        may have been taken back meanwhile, or all of it; then this is another one.
         """
         for wire in GROWING.values():
-            before, last = b"", None
+            before, last, was_answered = b"", None, False
             for request, is_answered in self.asked:
                 if request._alone:
                     continue
                 is_same = last is not None and current_epoch(last.messages) == current_epoch(request.messages)
+                if last is not None and goes_back:
+                    known = last.messages if was_answered else last.messages[:-1]
+                    is_same = is_same and request.messages[: len(known)] == known
                 now = written(wire, _encoded(wire, request.messages))
                 if is_same and last is not None:
                     assert now.startswith(before), f"{now!r} does not begin with {before!r}"
                     if any(isinstance(block, Thinking) for each in last.messages for block in each.content):
                         assert (last.system_prompt, last.tools) == (request.system_prompt, request.tools)
                 sent = request.messages if is_answered else request.messages[:-1]
-                before, last = written(wire, _encoded(wire, sent)), request
+                before, last, was_answered = written(wire, _encoded(wire, sent)), request, is_answered
 
 
 def _encoded(wire: Any, messages: tuple[Message, ...]) -> bytes:
