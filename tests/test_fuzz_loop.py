@@ -6,6 +6,7 @@ Each example is a Trio run of its own, in virtual time. `test_budget_trees` does
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,11 +44,11 @@ from alloy_trio import (
     run,
     stream,
 )
+from alloy_trio.events import Envelope
 from alloy_trio.testing import assert_no_orphans, cancel_at_checkpoint
 
 if TYPE_CHECKING:
     from alloy_trio import RunState
-    from alloy_trio.events import Envelope
 
 EXAMPLES = settings().max_examples  # 100, or more by the profile `deep`
 HOOKS = ["before_completion", "after_completion", "after_tool_request", "before_tool_call", "after_tool_execution"]
@@ -104,8 +105,8 @@ class Meddler:
 
     def __init__(self, hooks: dict[str, tuple[Deed, int]]) -> None:
         self.calls: Counter[str] = Counter()
-        for name in hooks:
-            setattr(self, name, lambda state, *args, name=name: self.do(name, hooks[name], state, *args))
+        for name, deed in hooks.items():
+            setattr(self, name, functools.partial(self.do, name, deed))
 
     async def do(self, name: str, deed: tuple[Deed, int], state: RunState, *args: Any) -> Any:
         self.calls[name] += 1

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from alloy_trio import StoreError
 from alloy_trio.sessions import Record
-from alloy_trio.sessions._jsonl import header
 from alloy_trio.sessions._lines import read_lines, to_lines
+from alloy_trio.sessions._names import header
 from alloy_trio.sessions._rows import to_rows
 
 _HEADER = header("s")

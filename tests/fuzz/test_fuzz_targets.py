@@ -13,6 +13,7 @@ from kit import NAMES, cut
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+EXAMPLES = settings().max_examples  # 100, or more by the profile `deep`
 PIECES = st.binary(min_size=1, max_size=4) | st.sampled_from(
     [
         b"null",
@@ -52,7 +53,7 @@ def test_seeds_and_mutants(name: str) -> None:
     for seed in target.SEEDS:
         check(seed)
 
-    @settings(max_examples=100)
+    @settings(max_examples=EXAMPLES)
     @given(mutants(target.SEEDS))
     def holds(data: bytes) -> None:
         check(data)
