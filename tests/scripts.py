@@ -103,13 +103,13 @@ failures = st.sampled_from(
         Broken("a provider of one's own"),
     ]
 ).map(error)
-pieces = st.one_of(texts, texts, thoughts, calls, calls, calls, SECONDS.map(delay))
+pieces = st.one_of(texts, thoughts, calls, calls, calls, calls, SECONDS.map(delay))
 bodies = st.lists(pieces, max_size=6)
 replies = st.builds(
     lambda body, failure, stop_reason: Reply((*body, *failure), stop_reason),
     bodies,
-    st.just(()) | st.just(()) | st.just(()) | failures.map(lambda failure: (failure,)),
-    st.sampled_from([None] * 8 + ["max_tokens", "refusal", "pause_turn", "end_turn"]),
+    st.one_of(*[st.just(())] * 6, failures.map(lambda failure: (failure,))),
+    st.sampled_from([None] * 16 + ["max_tokens", "refusal", "pause_turn", "end_turn"]),
 )
 scripts = st.lists(replies, max_size=5)
 ORIGINS = {"": "", **{wire.name: wire.origin for wire in GROWING.values()}}
@@ -188,17 +188,21 @@ class Hands:
 
     begun: list[str] = attrs.field(factory=list)
     under_way: int = 0
+    is_alone: bool = False
     disturbed: int = 0  # how often somebody ran beside a tool that is to run alone
     asks: Callable[[], Awaitable[str]] | None = None
 
     @contextlib.contextmanager
-    def at_work(self, call: str) -> Iterator[None]:
+    def at_work(self, call: str, *, alone: bool = False) -> Iterator[None]:
         self.begun.append(call)
+        self.disturbed += self.is_alone or (alone and self.under_way > 0)
         self.under_way += 1
+        self.is_alone = alone
         try:
             yield
         finally:
             self.under_way -= 1
+            self.is_alone = False
 
     @functools.cached_property
     def tools(self) -> list[Tool]:
@@ -212,10 +216,8 @@ class Hands:
         @tool(concurrent=False)
         async def alone(ctx: ToolContext, seconds: float) -> str:
             """Wait, and let nobody else run."""
-            with self.at_work(ctx.tool_use_id):
-                others = self.under_way - 1
+            with self.at_work(ctx.tool_use_id, alone=True):
                 await trio.sleep(seconds)
-                self.disturbed += others + self.under_way - 1
                 return ""
 
         @tool
@@ -362,4 +364,10 @@ def check_messages(messages: tuple[Message, ...], hands: Hands) -> None:
     """The conversation can be sent to anybody, and each tool has run at most once for each call."""
     if messages:
         check_history(messages, hands.tools)
+    for message in messages:
+        if message.interrupted:  # by the table in DESIGN: plain reasoning, then the text, as one
+            *before, last = message.content
+            assert isinstance(last, Text)
+            assert last.text == last.text.rstrip() != ""
+            assert all(isinstance(each, Thinking) and each.is_plain for each in before)
     assert hands.under_way == hands.disturbed == 0

@@ -62,9 +62,12 @@ class Plan:
 
 
 plans = st.builds(Plan, id=names, restart=restarts, fails=st.frozensets(st.integers(0, 6), max_size=2))
-Verb = Literal["return", "crash", "terminate", "restart", "delete", "sleep"]
-verbs = st.sampled_from(["crash", "crash", "crash", "return", "terminate", "restart", "delete", "sleep"])
-steps = st.tuples(verbs, names) | st.tuples(st.just("start"), plans)
+verbs = st.sampled_from(["crash", "crash", "crash", "return", "terminate", "restart", "delete"])
+steps = st.one_of(
+    *[st.tuples(verbs, names)] * 3,
+    st.tuples(st.just("start"), plans),
+    st.tuples(st.just("sleep"), st.sampled_from([2.0, 3.0, 5.0, 20.0])),
+)
 
 
 @attrs.define
@@ -209,7 +212,7 @@ class Stage:
                 await supervisor.delete_child(name)
 
 
-@settings(max_examples=3 * EXAMPLES)
+@settings(max_examples=6 * EXAMPLES)
 @given(
     first=st.lists(plans.map(lambda plan: attrs.evolve(plan, fails=plan.fails - {0})), unique_by=lambda plan: plan.id),
     program=st.lists(steps, max_size=25),
@@ -234,7 +237,7 @@ def test_one_step_at_a_time_it_does_what_the_model_does(  # noqa: C901 - three s
 
     async def step(supervisor: Supervisor, verb: str, what: Any) -> None:
         if verb == "sleep":
-            await trio.sleep(3)
+            await trio.sleep(what)
             return
         if verb in {"return", "crash"} and what not in model.up:
             return
@@ -442,7 +445,7 @@ class World:
         assert all(another - one > within for one, another in zip(times, times[most:], strict=False))
 
 
-@settings(max_examples=3 * EXAMPLES)
+@settings(max_examples=6 * EXAMPLES)
 @given(
     first=st.lists(kids, unique_by=lambda kid: kid.id, max_size=4),
     program=st.lists(acts, max_size=12),
