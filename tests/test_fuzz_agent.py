@@ -307,7 +307,7 @@ class World:
             provider.check_growth(goes_back=True)
 
 
-@settings(max_examples=4 * EXAMPLES)
+@settings(max_examples=3 * EXAMPLES)
 @given(first=plans, second=plans, program=st.lists(steps, min_size=1, max_size=12))
 def test_two_agents_live_through_anything(first: Plan, second: Plan, program: list[Step]) -> None:
     world = World({"a": first, "b": second})

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from scripts import (
     FOR_EVER,
     ORIGINS,
-    SECONDS,
     Broken,
     Ears,
     Hands,
@@ -233,7 +232,7 @@ def _said(messages: tuple[Message, ...]) -> list[Message]:
     return [attrs.evolve(message, epoch=0) for message in messages]
 
 
-@settings(max_examples=7 * EXAMPLES)
+@settings(max_examples=4 * EXAMPLES)
 @given(
     steps=st.lists(steps, min_size=1, max_size=4),
     name=st.sampled_from(list(ORIGINS)),
