@@ -98,6 +98,13 @@ def promises(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Let 500 agents live for an hour on a server that fails; `-- --minutes 5 --agents 100` is shorter."""
+    _install(session, "test")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
     session.install("uv")
