@@ -17,6 +17,7 @@ nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
 nox.options.sessions = ["tests", "lint", "types", "api_types", "docs", "wheel"]
 
+_PROGRAMS = ["tests/fuzz", *(f"tests/test_fuzz_{kind}.py" for kind in ("loop", "agent", "supervisor", "parsers"))]
 _PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -97,6 +98,13 @@ def promises(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Let 500 agents live for an hour on a server that fails; `-- --minutes 5 --agents 100` is shorter."""
+    _install(session, "test")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
     session.install("uv")
@@ -151,3 +159,24 @@ def foreign(session: nox.Session) -> None:
     session.run("npm", "install", "--no-audit", "--no-fund", "--prefix", str(home), package, external=True)
     aimock = home / "node_modules" / ".bin" / "llmock"
     session.run("pytest", "tests/foreign", *session.posargs, env={"ALLOY_AIMOCK": str(aimock)})
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """
+    Look for what no test thought of: bytes made by atheris for the parsers, long programs made by hypothesis for what lives.
+
+    `nox -s fuzz -- sse openai --minutes 10` fuzzes only these targets, for so long each (2); `--seeds FOLDER` has more inputs
+    to begin with. `nox -s fuzz -- programs` runs the hypothesis tests alone. What was found is in .nox/fuzz/tmp/findings.
+    """
+    _install(session, "test", "fuzz")
+    here = Path(session.create_tmp()).resolve()
+    names = sorted(path.stem.removeprefix("target_") for path in Path("tests/fuzz").glob("target_*.py"))
+    chosen = [arg for arg in session.posargs if arg in {*names, "programs"}] or [*names, "programs"]
+    options = [arg for arg in session.posargs if arg not in chosen]
+    for name in chosen:
+        if name == "programs":
+            session.run("pytest", *_PROGRAMS, env={"HYPOTHESIS_PROFILE": "deep"})
+            continue
+        corpus = ["--corpus", str(here / "corpus" / name), "--findings", str(here / "findings")]
+        session.run("python", "tests/fuzz/run.py", name, *corpus, *options)

@@ -84,5 +84,7 @@ def _converter() -> MsgspecJsonConverter:
 
 def _load_opaque(data: dict[str, Any], _: type[Opaque]) -> Opaque:
     if data.get("type", "opaque") == "opaque":
+        if not isinstance(data["payload"], dict):
+            raise TypeError(f"expected an object as payload of an opaque block, got {data['payload']!r:.100}")
         return Opaque(data["provider"], data["payload"])
     return Opaque("", data)

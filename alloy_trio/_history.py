@@ -152,7 +152,7 @@ def check_pairs(messages: Sequence[object]) -> None:
     if not messages:
         raise InvalidOption("the history would be empty: keep a message at least")
     calls: set[str] = set()
-    unanswered: set[str] = set()
+    unanswered: list[str] = []  # some servers give one id to two calls of an answer: then there are two results
     for message in messages:
         if not isinstance(message, Message):
             raise InvalidOption(f"the history has {message!r:.100}, which is no message: say Message.user(…)")
@@ -160,8 +160,8 @@ def check_pairs(messages: Sequence[object]) -> None:
             raise InvalidOption("the history has a call of the user's, or a result of the assistant's: exchange them")
         if message.role == "assistant":
             _all_answered(unanswered)
-            calls = {call.id for call in message.tool_uses}
-            unanswered = set(calls)
+            unanswered = [call.id for call in message.tool_uses]
+            calls = set(unanswered)
             continue
         for result in message.tool_results:
             if result.tool_use_id not in calls:
@@ -171,12 +171,12 @@ def check_pairs(messages: Sequence[object]) -> None:
                 )
             if result.tool_use_id not in unanswered:
                 raise InvalidOption(f"the history has call {result.tool_use_id!r} answered: leave out a second one")
-            unanswered.discard(result.tool_use_id)
+            unanswered.remove(result.tool_use_id)
     if isinstance(message, Message) and message.role == "user":
         _all_answered(unanswered)
 
 
-def _all_answered(unanswered: set[str]) -> None:
+def _all_answered(unanswered: Sequence[str]) -> None:
     if unanswered:
         raise InvalidOption(
             f"the history has calls without their results ({', '.join(sorted(unanswered))}): leave out both, or neither"

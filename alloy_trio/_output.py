@@ -18,7 +18,7 @@ import msgspec
 
 from ._errors import InvalidOption, ToolError
 from ._messages import Message, Text
-from ._util import JSONObject
+from ._util import JSONObject, without_surrogates
 from .tools._context import ToolContext
 from .tools._output import ToolOutput
 from .tools._schema import signature
@@ -115,8 +115,8 @@ class Output:
         if text.startswith("```"):
             text = text.partition("\n")[2].rpartition("```")[0]
         try:
-            return self.parse(msgspec.json.decode(text))
-        except msgspec.DecodeError as error:
+            return self.parse(msgspec.json.decode(without_surrogates(text)))
+        except (msgspec.DecodeError, RecursionError) as error:  # the second: nested more deeply than anything is
             raise ToolError(f"the answer is no JSON: {error}") from error
 
     def tool(self) -> Tool:

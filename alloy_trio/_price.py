@@ -11,6 +11,7 @@ from ._errors import InvalidOption
 from ._usage import Usage
 
 _MILLION = Decimal(1_000_000)
+_DIGITS = 28  # of an amount, before or behind the point: beyond what a Decimal counts exactly there is no money
 _HOUR = Decimal("1.6")  # what writing a cache for an hour costs, against five minutes: Anthropic's 2 to 1.25
 
 
@@ -19,15 +20,15 @@ def money(value: object, name: str) -> Decimal:
     Return an exact amount of money.
 
     Raises:
-        InvalidOption: It is a float, which is none, or not a number, or infinite.
+        InvalidOption: It is a float, which is none, or not a number, or infinite, or so large or small that sums would be.
     """
     if isinstance(value, int | str | Decimal) and not isinstance(value, bool):
         try:
             amount = Decimal(value)
         except decimal.InvalidOperation:
             amount = Decimal("NaN")
-        if amount.is_finite():
-            return amount
+        if amount.is_finite() and (not amount or abs(amount.adjusted()) <= _DIGITS):
+            return amount or Decimal(0)
     advice = f'write it as text, "{value}"' if isinstance(value, float) else 'write for instance "0.50"'
     raise InvalidOption(f"{name}={value!r} is no exact amount of money: {advice}")
 

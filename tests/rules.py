@@ -74,7 +74,11 @@ def is_result(block: dict[str, Any]) -> bool:
 
 
 def check_responses(items: list[dict[str, Any]]) -> None:
-    """Responses API: each call has its output later, each output its call before; a reasoning item has a follower."""
+    """
+    Responses API: each call has its output later, each output its call before; a reasoning item has a follower.
+
+    Between them stands nothing but what else the answer with the call has said.
+    """
     open_calls: list[str] = []
     for item, follower in zip(items, [*items[1:], {}], strict=True):
         match item.get("type", "message"):
@@ -86,7 +90,7 @@ def check_responses(items: list[dict[str, Any]]) -> None:
                 kind = str(follower.get("type"))
                 assert kind in {"message", "reasoning"} or kind.endswith("_call") or follower.get("role") == "assistant"
             case "message":
-                assert not open_calls, "a message between a call and its output"
+                assert not open_calls or item["role"] == "assistant", "a message between a call and its output"
     assert not open_calls, f"calls without outputs: {open_calls}"
 
 

@@ -26,6 +26,7 @@ from alloy_trio import (
     ProviderError,
     ServerToolResult,
     ServerToolUse,
+    Session,
     Text,
     Thinking,
     ToolResult,
@@ -153,7 +154,7 @@ def streamed(data: bytes, *cuts: int, by: Anthropic | None = None) -> tuple[list
     decoder = (by or provider()).decoder()
     places = itertools.pairwise([0, *sorted(cuts), len(data)])
     events = [event for start, end in places for event in decoder.feed(data[start:end])]
-    return events, decoder.finish()
+    return [*events, *decoder.close()], decoder.finish()
 
 
 def joined(events: list[Any], kind: Any) -> str:
@@ -699,6 +700,29 @@ def test_errors_and_noise_in_a_200() -> None:
             provider().decode(noise)
     assert decoded({"type": "message", "content": None}).message.content == ()
     assert decoded({"content": "Hi", "usage": None}).message.content == (Text("Hi"),)
+
+
+def test_a_block_without_a_type_is_not_sent_back() -> None:
+    """Also one whose type is no text. It would be refused, and was never right."""
+    message = decoded(reply({"id": "a"}, {"type": ["odd"]}, text("So."))).message
+    assert len(message.content) == 3
+    assert contents(HI, message)[1] == [text("So.")]
+    assert len(contents(HI, decoded(reply({"id": "a"})).message)) == 1
+
+
+def test_a_citation_that_is_none_is_left_out() -> None:
+    """A conversation with it could not be kept."""
+    message = decoded(reply(text("So.", citations=[None, CITATION]))).message
+    assert message.content == (Text("So.", (CITATION,)),)
+    assert Session.from_json(Session(messages=[HI, message]).to_json()).messages == (HI, message)
+
+
+def test_a_block_behind_the_last_word_has_its_end() -> None:
+    """Also where the server closes the connection without ending it."""
+    stop, late = as_stream(reply(text("So.")))[:-1], as_stream(reply(text("And")))[2:-3]
+    events, response = streamed(sse([*stop, *late]))
+    assert [event.block for event in events if isinstance(event, BlockEnd)] == list(response.message.content)
+    assert response.message.content == (Text("So."), Text("And"))
 
 
 SURPRISE = st.recursive(

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from alloy_trio import InvalidOption, Message, Session, Text, Thinking, ToolResult, ToolUse, run
 from alloy_trio._estimate import Size, measure
-from alloy_trio._history import History
+from alloy_trio._history import History, check_pairs
 from alloy_trio.providers import OpenAICompat
+from alloy_trio.providers._base import Terms
 from alloy_trio.testing import ScriptedProvider
 
 if TYPE_CHECKING:
@@ -264,6 +265,18 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=50, stateful_step_count=20)
+
+
+async def test_two_calls_of_one_id_do_not_end_a_conversation() -> None:
+    """Some servers number the calls of an answer with one number; what stands there once can be gone on from, and changed."""
+    session = Session()
+    for prompt, said in [("Be brief.", [ToolUse("call_0", "read"), ToolUse("call_0", "read")]), ("Be kind.", ["Yes."])]:
+        provider = ScriptedProvider([said, "Yes."])  # type: ignore[list-item] # a list is invariant
+        provider.terms = Terms(seals_prefix=True)  # type: ignore[attr-defined] # then other instructions begin an epoch
+        result = await run("Go", provider=provider, session=session, system_prompt=prompt)
+        assert result.status == "completed"
+    with pytest.raises(InvalidOption, match="answered"):
+        check_pairs([*result.messages[:2], Message.user(*result.messages[2].content, *result.messages[2].content)])
 
 
 @given(_TURNS, _TURNS)

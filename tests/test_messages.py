@@ -218,6 +218,10 @@ def test_a_block_of_a_newer_version_survives_as_opaque(fields: dict[str, Any]) -
         ('{"id": "s", "messages": [{"role": "user"}]}', "$.messages[0].content"),
         ('{"id": "s", "messages": [{"role": "user", "content": [{"type": "text"}]}]}', "$.messages[0].content[0].text"),
         ('{"id": "s", "usage": {"input_tokens": "many"}}', "$.usage.input_tokens"),
+        (
+            '{"id": "s", "messages": [{"role": "user", "content": [{"type": "opaque", "provider": "p", "payload": "x"}]}]}',
+            "$.messages[0].content[0]",
+        ),
     ],
 )
 def test_what_is_no_session_says_where(data: str, says: str) -> None:

@@ -193,9 +193,9 @@ def _block(block: Block, provider: str, *, ours: bool = False) -> JSONObject | N
             }
         case ServerToolUse():
             return _call("server_tool_use", block, block.input)
-        case ServerToolResult(payload=payload):
+        case ServerToolResult(payload={"type": str()} as payload):  # one that says no type was never right
             return dict(payload)
-        case Opaque(provider=owner, payload=payload) if owner == provider:
+        case Opaque(provider=owner, payload={"type": str()} as payload) if owner == provider:
             return dict(payload)
         case Image() | Document() | Audio() | Video():
             return media(block)

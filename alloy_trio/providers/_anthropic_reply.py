@@ -143,7 +143,7 @@ def _block(raw: JSONObject, provider: str) -> Block:
     """Turn a block of the API into one of ours. What has no field of its own goes along as `provider_data`."""
     match as_str(raw.get("type")):
         case "text":
-            notes = as_list(raw.get("citations"))
+            notes = as_dicts(raw.get("citations"))
             return Text(as_str(raw.get("text")), notes, _rest(raw, "type", "text", "citations"))
         case "thinking":
             signature = as_str(raw.get("signature")) or None
@@ -264,8 +264,12 @@ class AnthropicDecoder(Decoder):
     def is_complete(self) -> bool:
         return as_str(self._message.get("stop_reason")) != ""
 
+    def close(self) -> WireEvents:
+        """Say that the stream is over: also of blocks that a server has begun behind its last word, and not ended."""
+        events = super().close()
+        return [*events, *self._close_all()] if self.is_complete() else events
+
     def _response(self) -> Response:
-        self._close_all()
         return _response(self._message, tuple(self._content), self._provider)
 
     def _event(self, event: SSEEvent) -> WireEvents:
