@@ -11,9 +11,9 @@ import trio.testing
 
 from alloy_trio import Agent, open_agent
 from alloy_trio._background import Background
-from alloy_trio.remote import Remote, RemoteAgent
+from alloy_trio.remote import Permissions, Remote, RemoteAgent
 from alloy_trio.remote._client import _Options
-from alloy_trio.remote._house import House
+from alloy_trio.remote._house import Agents, House
 from alloy_trio.remote._peer import Limits
 from alloy_trio.remote._rights import Doors
 from alloy_trio.remote._server import _Server
@@ -25,12 +25,28 @@ if TYPE_CHECKING:
 
 TOKEN = "nobody can guess this"
 MEGABYTES = 64 * 2**20
+FOREVER = Limits(ping_interval=1e9)
 
 
 @contextlib.asynccontextmanager
-async def linked(agents: Mapping[str, Agent], pubsub: PubSub | None = None) -> AsyncIterator[Remote]:
-    """Serve agents, and connect to them, over a stream in memory, so that virtual time works as without one."""
-    server = _Server(House(agents, pubsub), Doors(TOKEN), Limits(ping_interval=1e9), frozenset(), MEGABYTES, 100)
+async def linked(
+    agents: Agents,
+    pubsub: PubSub | None = None,
+    *,
+    token: str = TOKEN,
+    tokens: Mapping[str, Permissions] | None = None,
+    limits: Limits = FOREVER,
+    reconnect: float = 0.0,
+    streams: list[Any] | None = None,
+    house: House | None = None,
+) -> AsyncIterator[Remote]:
+    """
+    Serve agents, and connect to them, over a stream in memory, so that virtual time works as without one.
+
+    `streams` gets the client's ends, for `cut`.
+    """
+    doors = Doors(tokens or token)
+    server = _Server(house or House(agents, pubsub), doors, limits, frozenset(), MEGABYTES, 100)
     send, receive = trio.open_memory_channel[Any](math.inf)
 
     async def serve() -> None:
@@ -41,22 +57,30 @@ async def linked(agents: Mapping[str, Agent], pubsub: PubSub | None = None) -> A
     async def dial(_: _Options) -> Any:
         ours, theirs = trio.testing.memory_stream_pair()
         send.send_nowait(theirs)
+        if streams is not None:
+            streams.append(ours)
         return ours
 
     options = _Options(
         url="ws://here",
-        token=TOKEN,
+        token=token,
         ssl_context=None,
         max_message_size=MEGABYTES,
         ping_interval=1e9,
         ping_timeout=1e9,
         connect_timeout=1e9,
-        reconnect=0.0,
+        reconnect=reconnect,
     )
     remote = Remote(options, dial)
     async with Background(serve), Background(remote._live):
         await remote._connected()
         yield remote
+
+
+def cut(streams: list[Any]) -> None:
+    """Let the last connection break."""
+    streams[-1].send_stream.close()
+    streams[-1].receive_stream.close()
 
 
 class FarAgent:

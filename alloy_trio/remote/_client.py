@@ -171,7 +171,9 @@ class Remote:
             if reply is not None:
                 break
             if was_sent and not repeats:
-                lost = f"the connection to {self._options.url} was lost behind {do}, and nobody knows how far it had come"
+                lost = (
+                    f"the connection to {self._options.url} was lost behind {do}, and nobody knows how far it had come"
+                )
                 raise ConnectionLost(lost, may_have_begun=True)
         if "error" in reply:
             raise _data.error_from_json(reply["error"])
@@ -265,7 +267,7 @@ class Remote:
         except trio.TooSlowError:
             return ConnectionLost(f"{options.url} did not answer within {options.connect_timeout:g} seconds")
         except (OSError, trio.BrokenResourceError, ConnectionClosed) as error:
-            return ConnectionLost(f"cannot connect to {options.url}: {error}; is the server there?")
+            return ConnectionLost(f"cannot connect to {options.url}: {error.__cause__ or error}; is the server there?")
         finally:
             if stream is not None:
                 with trio.CancelScope(shield=True):
@@ -289,7 +291,9 @@ class Remote:
                 link = Link(socket, max_message_size=options.max_message_size)
                 try:
                     nursery.start_soon(self._until_gone, link.write, nursery)
-                    nursery.start_soon(self._until_gone, link.beat, nursery, options.ping_interval, options.ping_timeout)
+                    nursery.start_soon(
+                        self._until_gone, link.beat, nursery, options.ping_interval, options.ping_timeout
+                    )
                     with contextlib.suppress(ConnectionClosed):
                         await self._read(link)
                 finally:

@@ -287,7 +287,9 @@ class Peer:
             match split_pattern(topic):
                 case ("agent", session, *_) if session in sessions:
                     continue
-            raise NotAllowed(f"this token may subscribe to the topics of its agents only, agent:<session id>:…: {topic!r:.100}")
+            raise NotAllowed(
+                f"this token may subscribe to the topics of its agents only, agent:<session id>:…: {topic!r:.100}"
+            )
 
 
 @attrs.frozen

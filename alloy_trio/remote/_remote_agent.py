@@ -9,6 +9,7 @@ from .._desk import as_message
 from .._errors import RequestCancelled, UnknownRequest
 from .._events import Envelope
 from .._messages import Message
+from .._result import Result
 from .._run import EventStream
 from .._session import Session
 from .._usage import Usage
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from .._events import Event
     from .._health import Health
     from .._messages import ToolUse
-    from .._result import Result
     from .._util import JSONObject
     from ._client import Remote
 
@@ -233,6 +233,9 @@ class _Source:
             await self._agent._call("stream_chat", take=self._take, ended=self._note, **self._asked)  # noqa: SLF001 - its own
         except Exception as error:  # noqa: BLE001 - the stream raises it
             self._error = error
+        finally:
+            if self._result is None:  # it was lost with the connection, or never was one
+                self._result = Result(status="cancelled" if self._error is None else "error", error=self._error)
 
     def _note(self, reply: JSONObject) -> None:
         said = reply["ok"] if "ok" in reply else reply["error"].get("result")

@@ -54,7 +54,9 @@ class Doors:
             raise InvalidOption("no token, no service: give token=, a text that nobody can guess, or several")
         for token, permissions in given.items():
             if not isinstance(token, str) or len(token) < _SHORTEST:
-                raise InvalidOption(f"a token has to be text of {_SHORTEST} characters at least: secrets.token_urlsafe()")
+                raise InvalidOption(
+                    f"a token has to be text of {_SHORTEST} characters at least: secrets.token_urlsafe()"
+                )
             if not isinstance(permissions, Permissions):
                 raise InvalidOption(f"a token leads to Permissions(…), not to {permissions!r:.100}")
         self._known = [(token.encode(), permissions) for token, permissions in given.items()]

@@ -16,7 +16,7 @@ from .._errors import InvalidOption
 from ._house import Agents, House
 from ._link import PROTOCOL, Link
 from ._peer import Limits, Peer
-from ._rights import Doors, Permissions, Tokens
+from ._rights import Doors, Tokens
 
 if TYPE_CHECKING:
     import ssl
@@ -45,7 +45,6 @@ class Address:
 
     url: str
     port: int
-
 
 
 async def serve_agents(
@@ -186,5 +185,3 @@ class _Server:
         socket: WebSocketConnection = await request.accept(subprotocol=PROTOCOL)
         link = Link(socket, max_message_size=self.max_message_size)
         await Peer(link, self.house, permissions, self.limits).serve()
-
-
