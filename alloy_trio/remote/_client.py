@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -17,6 +17,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_str
 from .._background import Background
 from .._errors import InvalidOption
 from .._util import single
+from ..pubsub._subscription import Lost
 from . import _data
 from ._errors import ConnectionLost, ProtocolError, Refused
 from ._link import PROTOCOL, Link
@@ -115,7 +116,7 @@ class Remote:
             if "published" in part:
                 await send.send(_data.published_from_json(part["published"]))
             elif is_subscribed.is_set():
-                await send.send(_data.Lost(0))
+                await send.send(Lost(0))
             else:
                 is_subscribed.set()
 
@@ -260,7 +261,7 @@ class Remote:
         try:
             with trio.fail_after(options.connect_timeout):
                 stream = await self._dial(options)
-            return await self._use(stream)
+            await self._use(stream)
         except ConnectionRejected as rejected:
             words = (rejected.body or b"").decode("utf-8", "replace").strip() or "it gave no reason"
             return Refused(f"{options.url} does not let us in: {words}", status=rejected.status_code)
@@ -272,6 +273,7 @@ class Remote:
             if stream is not None:
                 with trio.CancelScope(shield=True):
                     await trio.aclose_forcefully(stream)
+        return None
 
     async def _use(self, stream: trio.abc.Stream) -> None:
         options, url = self._options, urlsplit(self._options.url)
@@ -280,7 +282,7 @@ class Remote:
                 with trio.fail_after(options.connect_timeout):
                     socket = await wrap_client_stream(
                         nursery,
-                        stream,
+                        cast("trio.SocketStream", stream),  # any stream will do
                         url.netloc,
                         url.path or "/",
                         subprotocols=[PROTOCOL],

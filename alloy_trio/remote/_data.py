@@ -58,15 +58,10 @@ def prompt_from_json(data: object) -> str | Message:
     """Read a prompt. Raises InvalidOption where it is none."""
     if isinstance(data, str):
         return data
-    return read(data, Message, "prompt")
-
-
-def read(data: object, kind: type[Any], name: str) -> Any:
-    """Read one of our nouns. Raises InvalidOption, which names the field, where it is none."""
     try:
-        return load(data, kind)
+        return load(data, Message)
     except ValueError as error:
-        raise InvalidOption(f"{name}: {error}") from error
+        raise InvalidOption(f"the prompt cannot be read: {error}") from error
 
 
 # Results

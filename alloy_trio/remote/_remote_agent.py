@@ -220,7 +220,7 @@ class _Source:
 
     def __init__(self, agent: RemoteAgent, prompt: str | Message, request_id: str | None) -> None:
         self._agent = agent
-        self._asked = {"prompt": _data.prompt_to_json(prompt), "request_id": request_id}
+        self._asked: JSONObject = {"prompt": _data.prompt_to_json(prompt), "request_id": request_id}
         self._sink: Sink | None = None
         self._result: Result | None = None
         self._error: Exception | None = None

@@ -40,6 +40,10 @@ class Permissions:
 Tokens: TypeAlias = str | Mapping[str, Permissions]
 
 
+def _text(token: object) -> str:
+    return token if isinstance(token, str) else ""
+
+
 class Doors:
     """
     The tokens of a server. Never in a repr.
@@ -53,7 +57,7 @@ class Doors:
         if not given:
             raise InvalidOption("no token, no service: give token=, a text that nobody can guess, or several")
         for token, permissions in given.items():
-            if not isinstance(token, str) or len(token) < _SHORTEST:
+            if len(_text(token)) < _SHORTEST:
                 raise InvalidOption(
                     f"a token has to be text of {_SHORTEST} characters at least: secrets.token_urlsafe()"
                 )

@@ -31,6 +31,7 @@ logger = logging.getLogger("alloy_trio.remote")
 _HANDSHAKE: Final = 10.0  # seconds that a client has for TLS, and again for the rest
 _UNAUTHORIZED, _FORBIDDEN, _UPGRADE, _BUSY = 401, 403, 426, 503
 _RECEIVE: Final = 65_536
+_GOODBYE: Final = 0.5  # seconds that a client has to hang up
 
 
 @attrs.frozen(kw_only=True)
@@ -118,6 +119,16 @@ async def serve_agents(
         await trio.serve_listeners(server.handle, [trio.SSLListener(each, ssl_context) for each in listeners])
 
 
+async def _linger(stream: trio.abc.Stream) -> None:
+    """Read what the other end still sends: closing over it would take the goodbye back that it has not read yet."""
+    with (
+        trio.move_on_after(_GOODBYE),
+        contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError),
+    ):
+        while await stream.receive_some(_RECEIVE):
+            pass
+
+
 def _is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -147,6 +158,7 @@ class _Server:
         finally:
             self._connections -= 1
             with trio.CancelScope(shield=True):
+                await _linger(stream)
                 await trio.aclose_forcefully(stream)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
