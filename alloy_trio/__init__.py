@@ -30,7 +30,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   5  the agent       _public (what is exported here) · _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
 #                      _desk _requests _living (its life) · _journal
 #                      _teams · hot reload: _reload _fresh _rebind _watch
-#   6  doors           repl/ testing/ _otel _otel_names __main__
+#   6  doors           repl/ remote/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
 # money _budget, _reservation and providers/_metered; for agents _requests, _desk, _living, and supervision/_decider.

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 MODULES = (test_agent_checkpoints, test_agent_server, test_agent_queue, test_commit, test_steering)
 
 LEFT_OUT = {
+    "test_one_call_is_cancelled_at_every_checkpoint": "asserts what each of its steps brings",
+    "test_the_money_ends_at_every_moment": "the same",
+    "test_stopped_at_every_checkpoint": "the same",
+    "test_steered_at_every_checkpoint": "takes long, for what the wire adds",
+    "test_threads_and_processes_are_cancelled_at_every_checkpoint": "the same",
+    "test_a_deadline_passes_at_every_moment": "the same",
+    "test_opening_and_leaving_is_cancelled_at_every_checkpoint": "opens and leaves the agent itself",
     "test_ag_05_send_message_gives_an_id_at_once": "looks at `Pending.is_done`, which nobody knows from afar",
     "test_ag_25_stop_during_a_run": "the same",
     "test_use_07_every_budget_around_the_caller_and_around_the_agent_pays": "budgets do not reach over",

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import random
+import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_str
 
 from .._background import Background
 from .._errors import InvalidOption
-from .._util import single
+from .._util import JSONObject, single
 from ..pubsub._subscription import Lost
 from . import _data
 from ._errors import ConnectionLost, ProtocolError, Refused
@@ -25,10 +26,8 @@ from ._peer import WINDOW
 from ._remote_agent import RemoteAgent
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .._util import JSONObject
 
 logger = logging.getLogger("alloy_trio.remote")
 
@@ -302,7 +301,7 @@ class Remote:
                     self._turn(None)
                     await link.close(1000, "")
                 nursery.cancel_scope.cancel()
-        except* Exception as group:
+        except* Exception as group:  # noqa: BLE001 - one task is there at first, and its error is what went wrong
             raise single(group) from None
 
     @staticmethod
@@ -368,7 +367,12 @@ async def connect(
     reconnect: float = 60.0,
 ) -> AsyncIterator[Remote]:
     """
-    Connect to a server of agents: `async with connect("ws://…", token) as remote: await remote.agent("researcher").chat("…")`.
+    Connect to a server of agents.
+
+    For instance::
+
+        async with connect("ws://127.0.0.1:7777", token) as remote:
+            result = await remote.agent("researcher").chat("…")
 
     A connection that is lost is made again. Leaving the body cancels what is under way over it, but for messages that were sent.
 

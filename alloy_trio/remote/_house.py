@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from .._agent import Agent
 from .._errors import UnknownRequest
+from .._requests import Pending
+from ..pubsub._pubsub import PubSub
 from ..supervision._registry import Registry
 from ..supervision._supervisor import Supervisor
 from ._errors import UnknownAgent
 
 if TYPE_CHECKING:
-    from .._requests import Pending
-    from ..pubsub._pubsub import PubSub
+    from collections.abc import Mapping
+
     from ._rights import Permissions
 
 Agents: TypeAlias = "Registry | Supervisor | Mapping[str, Agent]"

@@ -21,7 +21,7 @@ from trio_websocket import ConnectionClosed
 
 from .._codec import dump
 from .._errors import InvalidOption, QueueFull, RequestCancelled
-from .._util import new_id, single
+from .._util import JSONObject, new_id, single
 from ..pubsub._topics import split_pattern
 from . import _data
 from ._errors import NotAllowed, ProtocolError
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from .._agent import Agent
-    from .._util import JSONObject
     from ._house import House
     from ._link import Link
     from ._rights import Permissions
@@ -157,17 +156,20 @@ class Peer:
 
     async def _done(self, number: int, frame: JSONObject) -> JSONObject:
         try:
-            if len(self._scopes) > self._limits.max_requests:
-                raise QueueFull(f"more than {self._limits.max_requests} requests are under way on this connection")
-            if (operation := _OPERATIONS.get(frame["do"])) is None:
-                raise InvalidOption(f"there is no {frame['do']!r:.50} to do: {', '.join(_OPERATIONS)}")
-            if operation.changes and self._permissions.read_only:
-                raise NotAllowed(f"this token may only look: {frame['do']} is not for it")
-            return {"ok": await operation.function(self, number, frame)}
+            return {"ok": await self._operation(frame["do"])(self, number, frame)}
         except Exception as caught:  # noqa: BLE001 - it goes to whoever asked
             error = single(caught)
             logger.debug("%s failed: %s", frame["do"], error)
             return {"error": _data.error_to_json(error)}
+
+    def _operation(self, do: str) -> Callable[[Peer, int, JSONObject], Awaitable[Any]]:
+        if len(self._scopes) > self._limits.max_requests:
+            raise QueueFull(f"more than {self._limits.max_requests} requests are under way on this connection")
+        if (operation := _CHANGES.get(do) or _LOOKS.get(do)) is None:
+            raise InvalidOption(f"there is no {do!r:.50} to do: {', '.join([*_CHANGES, *_LOOKS])}")
+        if do in _CHANGES and self._permissions.read_only:
+            raise NotAllowed(f"this token may only look: {do} is not for it")
+        return operation
 
     # What can be asked for
 
@@ -292,27 +294,27 @@ class Peer:
             )
 
 
-@attrs.frozen
-class _Operation:
-    function: Callable[[Peer, int, JSONObject], Awaitable[Any]]
-    changes: bool = True
-
-
-_CHANGES = ("chat", "stream_chat", "send_message", "cancel_request", "cancel_tool", "steer", "approve", "deny", "reset")
-_LOOKS = (
-    "agents",
-    "messages",
-    "usage",
-    "health",
-    "export_session",
-    "pending_approvals",
-    "wait_idle",
-    "result",
-    "subscribe",
-)
-_OPERATIONS: Final[dict[str, _Operation]] = {
-    **{name: _Operation(getattr(Peer, f"_{name}")) for name in _CHANGES},
-    **{name: _Operation(getattr(Peer, f"_{name}"), changes=False) for name in _LOOKS},
+_CHANGES: Final = {
+    "chat": Peer._chat,  # noqa: SLF001 - its own, as are all of these
+    "stream_chat": Peer._stream_chat,  # noqa: SLF001
+    "send_message": Peer._send_message,  # noqa: SLF001
+    "cancel_request": Peer._cancel_request,  # noqa: SLF001
+    "cancel_tool": Peer._cancel_tool,  # noqa: SLF001
+    "steer": Peer._steer,  # noqa: SLF001
+    "approve": Peer._approve,  # noqa: SLF001
+    "deny": Peer._deny,  # noqa: SLF001
+    "reset": Peer._reset,  # noqa: SLF001
+}
+_LOOKS: Final = {
+    "agents": Peer._agents,  # noqa: SLF001
+    "messages": Peer._messages,  # noqa: SLF001
+    "usage": Peer._usage,  # noqa: SLF001
+    "health": Peer._health,  # noqa: SLF001
+    "export_session": Peer._export_session,  # noqa: SLF001
+    "pending_approvals": Peer._pending_approvals,  # noqa: SLF001
+    "wait_idle": Peer._wait_idle,  # noqa: SLF001
+    "result": Peer._result,  # noqa: SLF001
+    "subscribe": Peer._subscribe,  # noqa: SLF001
 }
 
 
