@@ -609,6 +609,7 @@ async def raw_connection(agents: Any, **options: Any) -> AsyncIterator[Any]:
         ("{}", 1007),
         ('{"id": "one", "do": "agents"}', 1007),
         ('{"id": 1}', 1007),
+        ('{"ack": 1, "count": "all"}', 1007),
         (b"bytes", 1003),
         ("[" * 100_000, 1007),
         ('{"id": 1, "do": "' + "x" * 2_000_000 + '"}', 1009),

@@ -107,11 +107,9 @@ def visit(url: str) -> None:
             final = part
         assert final["error"]["type"] == "RequestCancelled"
         assert final["error"]["result"]["status"] == "cancelled"
-        assert client.ask("messages", agent="x")[-1] == {
-            **client.ask("messages", agent="x")[-1],
-            "content": [{"type": "text", "text": "begun"}],
-            "interrupted": True,
-        }
+        kept = client.ask("messages", agent="x")[-1]
+        assert kept["interrupted"]
+        assert "begun".startswith(kept["content"][0]["text"])
 
         subscription = client.begin("subscribe", topics=["agent:s:responses"])
         assert "subscribed" in next(client.parts(subscription))

@@ -34,6 +34,7 @@ logger = logging.getLogger("alloy_trio.remote")
 _RECEIVE: Final = 65_536
 _BACKOFF: Final = 0.1  # seconds that the first wait takes on average
 _LONGEST: Final = 5.0
+_ACKNOWLEDGED: Final = WINDOW // 2  # parts of a stream at once
 _FINAL: Final = {401, 403, 426}  # a refusal that another try does not change
 
 
@@ -197,9 +198,12 @@ class Remote:
                 await link.send(frame)
                 was_sent = True
                 if take is not None:
+                    taken = 0
                     async for part in parts:
                         await take(part)
-                        await link.send({"ack": number})
+                        taken = (taken + 1) % _ACKNOWLEDGED
+                        if not taken:
+                            await link.send({"ack": number, "count": _ACKNOWLEDGED})
                 await ask.done.wait()
             return was_sent, ask.reply
         finally:

@@ -25,7 +25,7 @@ from .._util import JSONObject, new_id, single
 from ..pubsub._topics import split_pattern
 from . import _data
 from ._errors import NotAllowed, ProtocolError
-from ._link import GOING_AWAY
+from ._link import GOING_AWAY, MALFORMED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,14 +118,22 @@ class Peer:
                 case {"cancel": int(number)}:
                     if (scope := self._scopes.get(number)) is not None:
                         scope.cancel()
-                case {"ack": int(number)}:
-                    if (window := self._windows.get(number)) is not None and window.value < WINDOW:
-                        window.release()
+                case {"ack": int(number), **rest}:
+                    self._acknowledged(number, rest.get("count", 1))
                 case {"id": int(number), "do": str()} if number not in self._scopes:
                     self._scopes[number] = trio.CancelScope()
                     nursery.start_soon(self._answer, number, frame)
                 case _:
-                    raise ProtocolError('a frame is {"id", "do", …}, {"cancel"} or {"ack"}, an id a new number', 1007)
+                    raise ProtocolError('a frame is {"id", "do", …}, {"cancel"} or {"ack"}, an id a new number', MALFORMED)
+
+    def _acknowledged(self, number: int, count: object) -> None:
+        """Let a stream go on by so many parts. Of one that has ended meanwhile, it means nothing."""
+        if not isinstance(count, int) or count < 1:
+            raise ProtocolError("a count is a number from 1", MALFORMED)
+        window = self._windows.get(number)
+        for _ in range(0 if window is None else min(count, WINDOW - window.value)):
+            assert window is not None
+            window.release()
 
     async def _throttle(self) -> None:
         """Let no more messages in than there may be in a second."""
