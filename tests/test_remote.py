@@ -50,6 +50,7 @@ from alloy_trio.remote._data import error_from_json, error_to_json, result_from_
 from alloy_trio.remote._house import House
 from alloy_trio.remote._peer import Limits
 from alloy_trio.supervision import Registry, open_supervisor
+from alloy_trio.teams import broadcast, delegate, handoff
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, error, text, tool_call
 
 if TYPE_CHECKING:
@@ -379,6 +380,19 @@ async def test_agents_of_a_supervisor_and_of_a_registry(autojump_clock: object) 
                 assert (await remote.agent("b").chat("hi")).text == "b"
                 with pytest.raises(UnknownAgent, match="no agent 'c' for you"):
                     await remote.agent("c").health()
+
+
+async def test_a_lead_delegates_to_an_agent_far_away(autojump_clock: object) -> None:
+    async with scripted("it is so", "so it is") as sub, linked({"x": sub}) as remote:
+        far = remote.agent("x")
+        async with scripted(tool_call("ask_x", {"task": "why?"}), "done", tools=[delegate(far)]) as lead:
+            result = await lead.chat("go")
+        assert [(call.name, call.outcome) for call in result.tool_calls] == [("ask_x", "ok")]
+        assert "it is so" in result.messages[2].tool_results[0].text
+        answers = await broadcast({"far": far}, "really?")
+        assert isinstance(answers["far"], Result)
+        with pytest.raises(InvalidOption, match="within one"):
+            await handoff(far, "go on", to=far)  # type: ignore[call-overload]
 
 
 # Topics

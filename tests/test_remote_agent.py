@@ -33,7 +33,6 @@ LEFT_OUT = {
     "test_ag_25_stop_during_a_run": "the same",
     "test_use_07_every_budget_around_the_caller_and_around_the_agent_pays": "budgets do not reach over",
     "test_nobody_waits_for_itself": "nor does the chain of calls",
-    "test_exe_16_a_failed_sub_agent_is_an_error_result": "delegates to the agent",
     "test_chats_streams_and_messages_share_one_queue": "the same",
     "test_a_stopped_agent_says_so": "asks behind the end of the connection",
     "test_one_call_is_cancelled_and_its_siblings_live_on": "the same",

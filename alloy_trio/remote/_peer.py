@@ -124,7 +124,9 @@ class Peer:
                     self._scopes[number] = trio.CancelScope()
                     nursery.start_soon(self._answer, number, frame)
                 case _:
-                    raise ProtocolError('a frame is {"id", "do", …}, {"cancel"} or {"ack"}, an id a new number', MALFORMED)
+                    raise ProtocolError(
+                        'a frame is {"id", "do", …}, {"cancel"} or {"ack"}, an id a new number', MALFORMED
+                    )
 
     def _acknowledged(self, number: int, count: object) -> None:
         """Let a stream go on by so many parts. Of one that has ended meanwhile, it means nothing."""
