@@ -12,7 +12,7 @@ import trio.testing
 from alloy_trio import Agent, open_agent
 from alloy_trio._background import Background
 from alloy_trio.remote import Permissions, Remote, RemoteAgent
-from alloy_trio.remote._client import _Options
+from alloy_trio.remote._dial import Options
 from alloy_trio.remote._house import Agents, House
 from alloy_trio.remote._peer import Limits
 from alloy_trio.remote._rights import Doors
@@ -54,14 +54,14 @@ async def linked(
             async for stream in receive:
                 nursery.start_soon(server.handle, stream)
 
-    async def dial(_: _Options) -> Any:
+    async def dial(_: Options) -> Any:
         ours, theirs = trio.testing.memory_stream_pair()
         send.send_nowait(theirs)
         if streams is not None:
             streams.append(ours)
         return ours
 
-    options = _Options(
+    options = Options(
         url="ws://here",
         token=token,
         ssl_context=None,

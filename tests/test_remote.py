@@ -15,7 +15,13 @@ import trio
 import trio.lowlevel
 import trustme
 from far import TOKEN, cut, linked
-from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    WebSocketConnection,
+    wrap_client_stream,
+    wrap_server_stream,
+)
 
 import alloy_trio
 from alloy_trio import (
@@ -41,6 +47,7 @@ from alloy_trio.remote import (
     Permissions,
     ProtocolError,
     Refused,
+    RemoteAgent,
     RemoteError,
     UnknownAgent,
     connect,
@@ -492,7 +499,7 @@ async def test_a_lost_connection_cancels_what_it_owns(autojump_clock: object) ->
             with assert_no_orphans():
                 async with linked({"x": agent}, streams=streams) as remote:
                     far = remote.agent("x")
-                    with pytest.raises(ConnectionLost, match="nobody knows") as caught, ungrouped():
+                    with pytest.raises(ConnectionLost, match="nobody knows how far") as caught, ungrouped():
                         async with trio.open_nursery() as nursery:
 
                             @nursery.start_soon
@@ -587,6 +594,58 @@ async def test_a_server_that_stays_away(autojump_clock: object) -> None:
             await remote.agents()
         with pytest.raises(ConnectionLost):
             await remote.agent("x").chat("go")
+
+
+async def test_who_iterates_over_topics_is_told_of_a_lost_connection(autojump_clock: object) -> None:
+    streams: list[Any] = []
+    async with linked({}, PubSub(), streams=streams) as remote, remote.subscribe("t") as messages:
+        cut(streams)
+        with pytest.raises(ConnectionLost, match="was lost"):
+            async for _ in messages:
+                pass
+
+
+async def streamed(agent: RemoteAgent) -> None:
+    async with agent.stream_chat("go") as events:
+        async for _ in events:
+            await trio.sleep(0.1)
+
+
+PART = {"id": 1, "events": [Envelope(seq=1, correlation_id="r", turn=1, ts=0.0, event=TextDelta("a")).to_dict()]}
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [["no JSON"], ["{}"], [b"bytes"], [json.dumps(PART)] * 20],
+    ids=["no JSON", "no reply", "bytes", "too far ahead"],
+)
+async def test_a_server_that_does_not_keep_to_the_protocol(frames: list[Any]) -> None:
+    """It is given up, for good, and who asked is told."""
+
+    async def lie(stream: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+            request = await wrap_server_stream(nursery, stream)
+            connection = await request.accept(subprotocol="alloy.v1")
+            await connection.send_message('{"hello": {"agents": ["x"]}}')
+            await connection.get_message()
+            with contextlib.suppress(ConnectionClosed):
+                for frame in frames:
+                    await connection.send_message(frame)
+                await connection.get_message()
+            nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, lie, 0)
+        url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        with trio.fail_after(10):
+            async with connect(url, TOKEN) as remote:
+                with pytest.raises(ConnectionLost) as caught:
+                    await streamed(remote.agent("x"))
+                assert isinstance(caught.value.__cause__, ProtocolError)
+                with pytest.raises(ProtocolError):
+                    await remote.agents()
+        nursery.cancel_scope.cancel()
 
 
 async def test_behind_the_end_of_a_connection(autojump_clock: object) -> None:

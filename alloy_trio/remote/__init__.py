@@ -13,6 +13,7 @@ from ._errors import RemoteError as RemoteError
 from ._errors import UnknownAgent as UnknownAgent
 from ._remote_agent import RemoteAgent as RemoteAgent
 from ._remote_agent import RemotePending as RemotePending
+from ._remote_subscription import RemoteSubscription as RemoteSubscription
 from ._rights import Permissions as Permissions
 from ._server import Address as Address
 from ._server import serve_agents as serve_agents
@@ -28,6 +29,7 @@ __all__ = [
     "RemoteAgent",
     "RemoteError",
     "RemotePending",
+    "RemoteSubscription",
     "UnknownAgent",
     "connect",
     "serve_agents",

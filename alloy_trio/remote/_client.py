@@ -7,7 +7,6 @@ import itertools
 import logging
 import math
 import random
-import ssl
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -20,12 +19,15 @@ from .._errors import InvalidOption
 from .._util import JSONObject, single
 from ..pubsub._subscription import Lost
 from . import _data
+from ._dial import Options, dial
 from ._errors import ConnectionLost, ProtocolError, Refused
 from ._link import PROTOCOL, Link
 from ._peer import WINDOW
 from ._remote_agent import RemoteAgent
+from ._remote_subscription import RemoteSubscription
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 
@@ -43,26 +45,15 @@ class _Ask:
     """A request under way."""
 
     reply: JSONObject | None = None  # None, once it is done: the connection was lost
+    lost: Exception | None = None  # why, where that is known
     done: trio.Event = attrs.field(factory=trio.Event)
     parts: Any = None  # where the parts of a stream go: the sending half of a memory channel
 
-    def end(self, reply: JSONObject | None) -> None:
-        self.reply = reply
+    def end(self, reply: JSONObject | None, lost: Exception | None = None) -> None:
+        self.reply, self.lost = reply, lost or self.lost
         self.done.set()
         if self.parts is not None:
             self.parts.close()
-
-
-@attrs.frozen(kw_only=True)
-class _Options:
-    url: str
-    token: str = attrs.field(repr=False)
-    ssl_context: ssl.SSLContext | None
-    max_message_size: int
-    ping_interval: float
-    ping_timeout: float
-    connect_timeout: float
-    reconnect: float
 
 
 class Remote:
@@ -73,7 +64,7 @@ class Remote:
     subscribes, and `send_message`, whose request the other end knows by its id.
     """
 
-    def __init__(self, options: _Options, dial: Callable[[_Options], Awaitable[trio.abc.Stream]]) -> None:
+    def __init__(self, options: Options, dial: Callable[[Options], Awaitable[trio.abc.Stream]]) -> None:
         self._options = options
         self._dial = dial
         self._numbers = itertools.count(1)
@@ -93,7 +84,7 @@ class Remote:
     @contextlib.asynccontextmanager
     async def subscribe(
         self, *topics: str, buffer: int = 64, policy: str = "drop_oldest"
-    ) -> AsyncIterator[trio.MemoryReceiveChannel[Any]]:
+    ) -> AsyncIterator[RemoteSubscription]:
         """
         Receive what is published at the other end from now on: batches of envelopes, results, and what programs publish, as JSON.
 
@@ -134,7 +125,7 @@ class Remote:
             await is_subscribed.wait()
             if life.error is None:
                 with receive:
-                    yield receive
+                    yield RemoteSubscription(receive, life)
         if life.error is not None:
             raise life.error
 
@@ -162,23 +153,22 @@ class Remote:
             Refused: The server does not let us in again.
             Exception: What the other end says.
         """
-        if (deadline := trio.current_effective_deadline()) != math.inf:
-            given["timeout"] = max(0.0, deadline - trio.current_time())
-        await trio.lowlevel.checkpoint()
+        deadline = trio.current_effective_deadline()
         while True:
+            await trio.lowlevel.checkpoint()
             link = await self._connected()
+            if deadline != math.inf:
+                given["timeout"] = max(0.0, deadline - trio.current_time())
             number = next(self._numbers)
-            was_sent, reply = await self._ask(link, number, {"id": number, "do": do, **given}, take, ended)
-            if reply is not None:
+            was_sent, ask = await self._ask(link, number, {"id": number, "do": do, **given}, take, ended)
+            if ask.reply is not None:
                 break
             if was_sent and not repeats:
-                lost = (
-                    f"the connection to {self._options.url} was lost behind {do}, and nobody knows how far it had come"
-                )
-                raise ConnectionLost(lost, may_have_begun=True)
-        if "error" in reply:
-            raise _data.error_from_json(reply["error"])
-        return reply.get("ok")
+                said = f"the connection to {self._options.url} was lost behind {do}: nobody knows how far it had come"
+                raise ConnectionLost(said, may_have_begun=True) from ask.lost
+        if "error" in ask.reply:
+            raise _data.error_from_json(ask.reply["error"])
+        return ask.reply.get("ok")
 
     async def _ask(
         self,
@@ -187,8 +177,8 @@ class Remote:
         frame: JSONObject,
         take: Callable[[JSONObject], Awaitable[None]] | None,
         ended: Callable[[JSONObject], None] | None,
-    ) -> tuple[bool, JSONObject | None]:
-        """Return whether it was sent, and the reply; None where the connection was lost."""
+    ) -> tuple[bool, _Ask]:
+        """Return whether it was sent, and what became of it."""
         ask = self._asks[number] = _Ask()
         was_sent = False
         if take is not None:
@@ -205,7 +195,7 @@ class Remote:
                         if not taken:
                             await link.send({"ack": number, "count": _ACKNOWLEDGED})
                 await ask.done.wait()
-            return was_sent, ask.reply
+            return was_sent, ask
         finally:
             if was_sent and not ask.done.is_set():
                 with trio.CancelScope(shield=True), contextlib.suppress(trio.BrokenResourceError):
@@ -229,7 +219,7 @@ class Remote:
         self._has_changed = trio.Event()
         if link is None:
             for ask in self._asks.values():
-                ask.end(None)
+                ask.end(ask.reply, failure)
 
     # The connection
 
@@ -248,7 +238,7 @@ class Remote:
             if failure is None:
                 was_up, tries, since = True, 0, trio.current_time()
                 failure = ConnectionLost(f"the connection to {self._options.url} was lost")
-            is_final = isinstance(failure, Refused) and failure.status in _FINAL
+            is_final = isinstance(failure, ProtocolError) or (isinstance(failure, Refused) and failure.status in _FINAL)
             wait = random.random() * min(_LONGEST, _BACKOFF * 2.0 ** (tries + 1))  # noqa: S311 - no secret
             if is_final or not was_up or trio.current_time() + wait > since + self._options.reconnect:
                 return failure
@@ -268,6 +258,8 @@ class Remote:
         except ConnectionRejected as rejected:
             words = (rejected.body or b"").decode("utf-8", "replace").strip() or "it gave no reason"
             return Refused(f"{options.url} does not let us in: {words}", status=rejected.status_code)
+        except ProtocolError as error:
+            return error
         except trio.TooSlowError:
             return ConnectionLost(f"{options.url} did not answer within {options.connect_timeout:g} seconds")
         except (OSError, trio.BrokenResourceError, ConnectionClosed) as error:
@@ -301,6 +293,9 @@ class Remote:
                     )
                     with contextlib.suppress(ConnectionClosed):
                         await self._read(link)
+                except ProtocolError as error:
+                    self._turn(None, error)
+                    raise
                 finally:
                     self._turn(None)
                     await link.close(1000, "")
@@ -330,32 +325,16 @@ class Remote:
         if "ok" in frame or "error" in frame:
             ask.end(frame)
         elif ask.parts is not None:
-            with contextlib.suppress(trio.BrokenResourceError):
+            try:
                 ask.parts.send_nowait(frame)
+            except trio.BrokenResourceError:  # who asked has left, and waits for the end
+                pass
+            except trio.WouldBlock:
+                raise ProtocolError("the server is further ahead with a stream than it may be") from None
 
     def __repr__(self) -> str:
         state = "connected" if self._link is not None else "not connected"
         return f"<Remote: {self._options.url}, {state}>"
-
-
-async def _open(options: _Options) -> trio.abc.Stream:
-    url = urlsplit(options.url)
-    host = url.hostname or ""
-    plain = await trio.open_tcp_stream(host, url.port or (80 if url.scheme == "ws" else 443))
-    if url.scheme == "ws":
-        return plain
-    import ssl  # noqa: PLC0415 - loaded by those who use it
-
-    context = options.ssl_context or ssl.create_default_context()
-    secured = trio.SSLStream(plain, context, server_hostname=host, https_compatible=True)
-    is_up = False
-    try:
-        await secured.do_handshake()
-        is_up = True
-    finally:
-        if not is_up:
-            await trio.aclose_forcefully(plain)
-    return secured
 
 
 @contextlib.asynccontextmanager
@@ -398,7 +377,7 @@ async def connect(
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
         raise InvalidOption(f"url={url!r:.200} has to be ws://HOST:PORT, or wss://, as the server says")
-    options = _Options(
+    options = Options(
         url=url,
         token=token,
         ssl_context=ssl_context,
@@ -408,7 +387,7 @@ async def connect(
         connect_timeout=connect_timeout,
         reconnect=reconnect,
     )
-    remote = Remote(options, _open)
+    remote = Remote(options, dial)
     async with Background(remote._live):  # noqa: SLF001 - its other half
         await remote._connected()  # noqa: SLF001 - as above
         yield remote

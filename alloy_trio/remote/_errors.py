@@ -32,7 +32,16 @@ class Refused(AlloyError):
 
 
 class ProtocolError(AlloyError):
-    """One end has sent what the other cannot understand."""
+    """
+    One end has sent what the other cannot understand, or is about to send more than it takes.
+
+    Attributes:
+        code: With which a WebSocket is closed for it.
+    """
+
+    def __init__(self, message: str, code: int = 1002) -> None:
+        super().__init__(message)
+        self.code: int = code
 
 
 class RemoteError(AlloyError):

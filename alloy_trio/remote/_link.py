@@ -77,7 +77,7 @@ class Link:
         Wait for the next frame.
 
         Raises:
-            ProtocolError: It is no JSON object; `.args[1]` is the code to close with.
+            ProtocolError: It is no JSON object.
             ConnectionClosed: The connection is gone.
         """
         text = await self._socket.get_message()

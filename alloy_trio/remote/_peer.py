@@ -49,7 +49,7 @@ class Limits:
         max_requests: Requests under way.
         max_rate: Messages a second; more of them wait.
         ping_interval: Seconds between two pings.
-        ping_timeout: Seconds that the answer to one may take.
+        ping_timeout: Seconds that the answer to one may take, and a large message before it.
         idle_timeout: Seconds without a request after which the connection is closed.
     """
 
@@ -88,7 +88,7 @@ class Peer:
                     await self._link.send({"hello": {"agents": self._house.names(self._permissions)}})
                     await self._read(nursery)
                 except ProtocolError as error:
-                    reason, code = error.args
+                    reason, code = str(error), error.code
                 except (ConnectionClosed, trio.BrokenResourceError):
                     pass
                 nursery.cancel_scope.cancel()

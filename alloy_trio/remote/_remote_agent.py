@@ -243,6 +243,8 @@ class _Source:
 
     async def _take(self, part: JSONObject) -> None:
         assert self._sink is not None
+        if not part.get("events"):
+            return
         await self._sink(_Received(tuple(Envelope.from_dict(each) for each in part["events"])))
 
     def outcome(self) -> Result | None:

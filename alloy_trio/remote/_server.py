@@ -32,6 +32,7 @@ _HANDSHAKE: Final = 10.0  # seconds that a client has for TLS, and again for the
 _UNAUTHORIZED, _FORBIDDEN, _UPGRADE, _BUSY = 401, 403, 426, 503
 _RECEIVE: Final = 65_536
 _GOODBYE: Final = 0.5  # seconds that a client has to hang up
+_TOLD: Final = 2  # times as many connections as may be are told why they are refused; more are not listened to
 
 
 @attrs.frozen(kw_only=True)
@@ -87,7 +88,7 @@ async def serve_agents(
         max_requests: Requests under way on one connection.
         max_rate: Messages a second on one connection; more of them wait.
         ping_interval: Seconds between two pings.
-        ping_timeout: Seconds that a client has to answer one.
+        ping_timeout: Seconds that a client has to answer one; a message of the largest size has to be through by then.
         idle_timeout: Seconds without a request under way after which a connection is closed.
         task_status: Told the `Address`.
 
@@ -152,7 +153,8 @@ class _Server:
         self._connections += 1
         try:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, ConnectionClosed):
-                await self._serve(stream)
+                if self._connections <= _TOLD * self.max_connections:
+                    await self._serve(stream)
         except Exception:
             logger.exception("a connection broke down; the others go on")
         finally:
