@@ -9,6 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from .._errors import InvalidOption
+from .._util import Discreet
 from ._bash import Bash, Shell, execution
 from ._limits import Limits
 from ._sandbox import Sandbox, is_in, places, probed
@@ -83,6 +84,7 @@ def bash_sandboxed(
         InvalidOption: An option cannot be right, or there can be no sandbox here: there is no `bwrap`, or it must not
             make namespaces. It is tried, once for the same options; there is no falling back to less.
     """
+    env = Discreet(env or {})
     program = shutil.which("bwrap")
     if program is None:
         raise InvalidOption(
@@ -104,6 +106,6 @@ def bash_sandboxed(
         tmp_size=tmp_size,
     )
     limits = Limits(memory=memory, processes=processes, cpu_seconds=cpu_seconds, file_size=file_size)
-    shell = Shell(timeout=timeout, max_timeout=max_timeout, env=env or {}, sandbox=sandbox, limits=limits)
+    shell = Shell(timeout=timeout, max_timeout=max_timeout, env=env, sandbox=sandbox, limits=limits)
     probed(sandbox, limits)
     return Bash(name="bash", concurrent=False, timeout=math.inf, shell=shell, **execution(shell))

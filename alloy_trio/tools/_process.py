@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from .._util import Discreet
 from ._spawn import Spawned
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ class Command:
     code: int | None = None
 
 
-def marked(env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def marked(env: Mapping[str, str]) -> tuple[str, Discreet[str]]:
     """Return a mark for a command, and `env` with it; a command within a command has the marks of both."""
     mark = uuid.uuid4().hex
-    return mark, {**env, _MARK: f"{os.environ.get(_MARK, '')} {mark}".strip()}
+    return mark, Discreet({**env, _MARK: f"{os.environ.get(_MARK, '')} {mark}".strip()})
 
 
 async def run_command(

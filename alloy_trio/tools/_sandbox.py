@@ -28,6 +28,7 @@ import attrs
 import trio
 
 from .._errors import InvalidOption, ToolError
+from .._util import Discreet
 from ._limits import Limits, is_root
 from ._process import Command, attend, end, marked
 from ._seccomp import filter_program
@@ -164,11 +165,11 @@ class Sandbox:
             said = done.stderr.decode(errors="replace").strip()
             raise InvalidOption(f"bash_sandboxed cannot work here: {said}. {_WHAT_TO_DO}")
 
-    def environment(self, env: Mapping[str, str | None]) -> dict[str, str]:
+    def environment(self, env: Mapping[str, str | None]) -> Discreet[str]:
         """Return what a command gets: a short list of ours, and what the user gives."""
         ours = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
         merged = {**ours, "HOME": self.home, **env}
-        return {name: value for name, value in merged.items() if value is not None}
+        return Discreet({name: value for name, value in merged.items() if value is not None})
 
     def _mounts(self, working: list[str]) -> list[str]:
         """Return bubblewrap's arguments; `working` are those for the working directory."""
