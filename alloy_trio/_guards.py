@@ -109,14 +109,15 @@ def has_outside_data(messages: Iterable[Message], tools: Mapping[str, Tool]) -> 
         tools: The tools by name: what came of one that is not among them is from outside.
     """
     trusted = {name for name, tool in tools.items() if tool.trusted}
-    called: dict[str, str] = {}
+    vouched: dict[str, bool] = {}  # by a call's id: whether all calls of an answer that have it are trusted
     for message in messages:
         for block in message.content:
             if isinstance(block, ServerToolResult):
                 return True
-        for call in message.tool_uses:
-            called[call.id] = call.name
+        if calls := message.tool_uses:
+            distrusted = {call.id for call in calls if call.name not in trusted}
+            vouched.update((call.id, call.id not in distrusted) for call in calls)
         for result in message.tool_results:
-            if result.outcome in _TOLD and called.get(result.tool_use_id) not in trusted:
+            if result.outcome in _TOLD and not vouched.get(result.tool_use_id):
                 return True
     return False

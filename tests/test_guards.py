@@ -361,6 +361,9 @@ def test_what_is_data_from_outside() -> None:
     assert not has_outside_data(after("fetch", "cancelled"), tools)
     assert has_outside_data(after("unknown"), tools)
     assert has_outside_data(after("clock") + after("fetch"), tools)  # one id for two calls, as some servers have it
+    for names in (["fetch", "clock"], ["clock", "fetch"]):
+        calls = Message("assistant", [ToolUse("1", name, {}) for name in names])
+        assert has_outside_data([calls, Message("user", [ToolResult("1", "a"), ToolResult("1", "b")])], tools)
     assert not has_outside_data(after("clock") + after("clock"), tools)
 
 
