@@ -459,6 +459,28 @@ async def test_what_is_on_the_terminal_of_ours_stays_out_of_reach(tmp_path: Path
 # --- the environment, room, and our own death
 
 
+async def test_what_runs_outside_has_no_variable_of_a_command(tmp_path: Path) -> None:
+    """Variables such as these make a program load what a command has left in the working directory."""
+    box = bash_sandboxed(env={"LD_LIBRARY_PATH": f"{tmp_path}/lib", "MARKED": "yes"})
+    assert f"{tmp_path}/lib yes" in await call(tmp_path, "echo $LD_LIBRARY_PATH $MARKED", box)
+    outside = await call(tmp_path, "cat /proc/1/environ /proc/1/cmdline", box)
+    assert "ALLOY_TRIO_COMMAND" in outside
+    assert "LD_LIBRARY_PATH" not in outside
+    assert "MARKED" not in outside
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "x\0--bind\0/\0/"}])
+async def test_a_variable_cannot_be_an_option_of_bubblewrap(tmp_path: Path, env: dict[str, str]) -> None:
+    with pytest.raises(ToolError, match="a variable of the environment"):
+        await call(tmp_path, "true", bash_sandboxed(env=env))
+
+
+async def test_any_number_of_variables(tmp_path: Path) -> None:
+    box = bash_sandboxed(env={f"V{number}": "x" * 1000 for number in range(200)})
+    with trio.fail_after(20):
+        assert "200000" in await call(tmp_path, "env | grep ^V | cut -d= -f2 | tr -d '\\n' | wc -c", box)
+
+
 async def test_the_environment_is_a_short_list(tmp_path: Path, box: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARMLESS", "tweet")
     result = await call(tmp_path, "env; cat /proc/*/environ", box)

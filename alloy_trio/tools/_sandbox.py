@@ -12,6 +12,9 @@ after it that could change them meanwhile.
 
 The first process of a sandbox ends after all others in it. bubblewrap says which it is (`--info-fd`) before it lets the
 command start, so that nothing in the sandbox can hide it from us; to kill it is to end the sandbox.
+
+bubblewrap itself, and the shell that starts it, run outside. They have no variable of the command's environment: one like
+LD_LIBRARY_PATH could make them load what a command has left in the working directory.
 """
 
 from __future__ import annotations
@@ -108,8 +111,7 @@ class Sandbox:
         Raises:
             ToolError: Its directories are not what they were, or it had too many processes.
         """
-        mark, environment = marked(self.environment(env))
-        with self._started(self._working(cwd), argv, limits, environment, mark) as box:
+        with self._started(self._mounts(self._working(cwd)), _within(limits, argv), self.environment(env)) as box:
             try:
                 with trio.move_on_after(seconds):
                     await box.attend(sink, limits.processes if is_root() else None)
@@ -123,17 +125,17 @@ class Sandbox:
         return box.command.code
 
     @contextlib.contextmanager
-    def _started(
-        self, working: list[str], argv: list[str], limits: Limits, env: Mapping[str, str], mark: str
-    ) -> Iterator[_Box]:
+    def _started(self, mounts: list[str], argv: list[str], env: Mapping[str, str]) -> Iterator[_Box]:
+        mark, outside = marked({})
         with contextlib.ExitStack() as stack:
             told, tells = _pipe(stack)
             with contextlib.ExitStack() as given:
                 given.callback(os.close, tells)
                 filters = _readable(given, filter_program())
-                options = ["--info-fd", str(tells), "--seccomp", str(filters)]
-                line = [*_ENDED_FIRST, self.program, *self._mounts(working), *options, "--", *_within(limits, argv)]
-                process = spawn(line, env=env, cwd="/", pass_fds=(tells, filters))
+                variables = _readable(given, _setting(env))
+                options = ["--info-fd", str(tells), "--seccomp", str(filters), "--args", str(variables)]
+                line = [*_ENDED_FIRST, self.program, *mounts, *options, "--", *argv]
+                process = spawn(line, env=outside, cwd="/", pass_fds=(tells, filters, variables))
             stack.callback(process.close)
             box = _Box(Command(process, mark), told)
             stack.callback(box.close)
@@ -280,12 +282,22 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _readable(stack: contextlib.ExitStack, data: bytes) -> int:
-    """Return a descriptor from which a little data can be read."""
-    reads, writes = os.pipe()
-    stack.callback(os.close, reads)
-    with os.fdopen(writes, "wb") as file:
+    """Return a descriptor from which data can be read."""
+    descriptor = os.memfd_create("alloy_trio")  # a pipe would hold us up where it is full
+    stack.callback(os.close, descriptor)
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(data)
-    return reads
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _setting(env: Mapping[str, str]) -> bytes:
+    """Return bubblewrap's arguments (`--args`) that set an environment: on its command line everybody could read it."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError("a variable of the environment has no name, or an = in it, or a NUL")
+    words = (word for variable in env.items() for word in ("--setenv", *variable))
+    return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
 def _within(limits: Limits, argv: list[str]) -> list[str]:
