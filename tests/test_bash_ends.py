@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -221,6 +222,17 @@ async def test_the_group_is_killed_where_there_is_no_proc(
     command = "echo $$ $$ > pids; exec sleep 60"
     await time_out(tmp_path, mock_clock, lambda: len(pids(tmp_path)) == 2, command)
     await no_trace(tmp_path)
+
+
+async def test_the_group_is_killed_where_no_descriptor_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has run out of descriptors needs most of all that nothing more is left behind."""
+
+    def none_left(_: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(process_module.os, "listdir", none_left)
+    await call(tmp_path, "sleep 1000 & echo $! > pid; sleep 1000 & echo $! >> pid")
+    assert not any(map(runs, pids(tmp_path)))
 
 
 async def test_a_cancel_with_output_in_flight_leaves_nothing_running(tmp_path: Path) -> None:

@@ -251,7 +251,8 @@ def _groups(session: int, mark: str) -> Iterator[int]:
     """
     Yield the process groups of a command in which something runs; zombies do not. One may come several times.
 
-    Those of its session, and those of processes with its mark. Without /proc: the session's first group.
+    Those of its session, and those of processes with its mark. Without /proc, or a descriptor to read it by: the
+    session's first group.
 
     While we look, one may fork and exit, and its child not be in the list that we had. So we look again at what is new
     until nothing is: a process that then lives was in a list, and has been looked at, unless numbers came round. What
@@ -265,7 +266,7 @@ def _groups(session: int, mark: str) -> Iterator[int]:
                 return
             yield from (group for each in new if (group := _group_in(int(each), session, token)) is not None)
             seen |= new
-    except FileNotFoundError:
+    except OSError:
         yield from [session] if _signal(session, 0) else []
 
 
