@@ -230,7 +230,7 @@ async def test_the_group_is_killed_where_no_descriptor_is_left(tmp_path: Path, m
     def none_left(_: str) -> list[str]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(process_module.os, "listdir", none_left)
+    monkeypatch.setattr(os, "listdir", none_left)
     await call(tmp_path, "sleep 1000 & echo $! > pid; sleep 1000 & echo $! >> pid")
     assert not any(map(runs, pids(tmp_path)))
 
