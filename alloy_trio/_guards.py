@@ -18,7 +18,7 @@ import attrs
 
 from ._errors import InvalidOption
 from ._gate import BlockCall
-from ._messages import ServerToolResult
+from ._messages import ServerToolResult, ServerToolUse
 from ._middleware import Middleware
 from ._output import ANSWER_TOOL
 
@@ -112,7 +112,7 @@ def has_outside_data(messages: Iterable[Message], tools: Mapping[str, Tool]) -> 
     vouched: dict[str, bool] = {}  # by a call's id: whether all calls of an answer that have it are trusted
     for message in messages:
         for block in message.content:
-            if isinstance(block, ServerToolResult):
+            if isinstance(block, ServerToolUse | ServerToolResult):  # OpenAI has the result in the call
                 return True
         if calls := message.tool_uses:
             distrusted = {call.id for call in calls if call.name not in trusted}

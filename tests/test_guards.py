@@ -234,17 +234,17 @@ async def test_an_answer_of_a_type_is_no_call_that_acts() -> None:
     assert result.output == Hours(9)
 
 
-async def test_a_tool_of_the_provider_s_own_brings_data_from_outside(autojump_clock: object) -> None:
-    found = Message(
-        "assistant",
-        (ServerToolUse("s1", "web_search", {"query": "x"}), ServerToolResult("s1", {"content": WEB}), Text("So.")),
-    )
+@pytest.mark.parametrize("result", [(ServerToolResult("s1", {"content": WEB}),), ()])  # as Claude, as OpenAI
+async def test_a_tool_of_the_provider_s_own_brings_data_from_outside(
+    result: tuple[ServerToolResult, ...], autojump_clock: object
+) -> None:
+    found = Message("assistant", (ServerToolUse("s1", "web_search", {"query": "x"}), *result, Text("So.")))
     options = guarded(Response(message=found, stop_reason=StopReason.END_TURN), [SEND], text("Done"))
     async with open_agent(**options) as agent:
         await agent.chat("Search")
         assert agent.export_session().metadata["has_outside_data"] is True
-        result, asked = await chat(agent, "no")
-    assert outcomes(result) == [("send", "blocked")]
+        answer, asked = await chat(agent, "no")
+    assert outcomes(answer) == [("send", "blocked")]
     assert asked == ["send"]
 
 
