@@ -59,17 +59,20 @@ def bash_sandboxed(
     Return a `bash` that runs each command in a sandbox of its own, by bubblewrap (`bwrap`); for Linux.
 
     A command writes in the working directory alone, and in /tmp and an empty home that last as long as it does. It
-    reads the system, but nothing else of the user's: /home, /root, /run, /tmp, /mnt, /media and known secrets of the
-    system are empty. It has no network, no privileges, no other processes in sight, no environment but PATH, language,
+    reads the system, but nothing else of the user's: /home, /root, /run, /tmp, /mnt, /media are empty, and so are known
+    secrets of the system, or they cannot be opened. It has no network, no privileges, no other processes in sight, no environment but PATH, language,
     time zone, terminal and user's name. Nothing of it runs after it has ended, not even a daemon. What it puts into
     the working directory stays there, for you to run or not.
+
+    This is for commands: `read`, `write` and `edit` run outside, and heed `allowed_paths` alone. Relative paths begin at
+    the current directory of this call, not at the working directory of a run.
 
     Args:
         network: Whether commands have the network, all of it: this machine's own services as well.
         writable: More directories that can be written.
         readable: What of the hidden places can be read, as `~/.cargo`; in a writable directory: what of it cannot be
             written, as `.git/hooks`.
-        hidden: Files and directories that are empty, as a project's `.env`.
+        hidden: Directories that are empty, and files that cannot be opened, as a project's `.env`.
         env: Variables to set, or with None to remove.
         timeout: Seconds for a command where the model asks for no time of its own.
         max_timeout: Seconds that the model can get at most.
