@@ -98,6 +98,13 @@ def promises(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Let 500 agents live for an hour on a server that fails; `-- --minutes 5 --agents 100` is shorter."""
+    _install(session, "test")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
     session.install("uv")
@@ -116,7 +123,16 @@ def pythons(session: nox.Session) -> None:
 def pins(session: nox.Session) -> None:
     """Write down anew the versions that CI installs: .ci/constraints.txt."""
     session.install("uv")
-    options = ["--all-extras", "--group=dev", "--universal", "--no-header", "--no-annotate", "--upgrade", "--quiet"]
+    options = [
+        "--all-extras",
+        "--group=dev",
+        "--group=fuzz",
+        "--universal",
+        "--no-header",
+        "--no-annotate",
+        "--upgrade",
+        "--quiet",
+    ]
     session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", ".ci/constraints.txt")
 
 

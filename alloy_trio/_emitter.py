@@ -91,19 +91,34 @@ class Emitter:
 
     async def emit(self, *events: Event) -> int:
         """Hand over `events` and return when all listeners have had them; gives the number of the first."""
-        first, batch = self._number(events)
-        if batch is not None:
-            if self._on_event is not None and self._order is not None:
-                async with self._order:
-                    for envelope in batch.envelopes():
-                        await self._call_back(self._on_event, envelope)
-            if self._sink is not None:
-                await self._sink(batch)
+        first, batch = self.number(*events)
+        await self.hand_over(batch)
         return first
+
+    async def hand_over(self, batch: Numbered | None) -> None:
+        """
+        Hand over numbered events, and return when all listeners have had them.
+
+        An `on_event` that is no async function has had them before anything can cut this.
+        """
+        if batch is None:
+            return
+        if self._on_event is not None and self._order is not None:
+            try:
+                self._order.acquire_nowait()
+            except trio.WouldBlock:
+                await self._order.acquire()
+            try:
+                for envelope in batch.envelopes():
+                    await self._call_back(self._on_event, envelope)
+            finally:
+                self._order.release()
+        if self._sink is not None:
+            await self._sink(batch)
 
     async def emit_last(self, *events: Event) -> int:
         """Do the same with the last events of a run: a cancel that comes now keeps none of them from a sync `on_event`."""
-        first, batch = self._number(events)
+        first, batch = self.number(*events)
         self.has_ended = True
         if self._on_event is not None and batch is not None:
             for envelope in batch.envelopes():
@@ -114,7 +129,7 @@ class Emitter:
 
     def emit_nowait(self, *events: Event) -> int:
         """Tell an `on_event` that is no async function, and nobody else, without waiting: for a run that is being cancelled."""
-        first, batch = self._number(events)
+        first, batch = self.number(*events)
         self.has_ended = True
         if batch is not None and self._on_event is not None and not inspect.iscoroutinefunction(self._on_event):
             for envelope in batch.envelopes():
@@ -123,7 +138,8 @@ class Emitter:
                     answer.close()
         return first
 
-    def _number(self, events: tuple[Event, ...]) -> tuple[int, Numbered | None]:
+    def number(self, *events: Event) -> tuple[int, Numbered | None]:
+        """Number events; gives the number of the first, and what is to be handed over, if anybody listens."""
         first = self._seq + 1
         self._seq += len(events)
         if not events or not self.is_heard:

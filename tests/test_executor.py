@@ -464,10 +464,17 @@ class Told:
     def unheard(self, _: int) -> None:
         """Hear all of them."""
 
-    async def emit(self, *events: Event) -> int:
-        await trio.lowlevel.checkpoint()
+    def number(self, *events: Event) -> tuple[int, None]:
         self.events += events
-        return len(self.events) - len(events) + 1
+        return len(self.events) - len(events) + 1, None
+
+    async def hand_over(self, _: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def emit(self, *events: Event) -> int:
+        first, _ = self.number(*events)
+        await self.hand_over(None)
+        return first
 
     def of(self, id_: str) -> tuple[ToolStart, ToolEnd]:
         start, end = [e for e in self.events if isinstance(e, ToolStart | ToolEnd) and e.id == id_]

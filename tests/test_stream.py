@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import trio
+import trio.testing
 
 import alloy_trio
 from alloy_trio import (
@@ -301,6 +302,24 @@ async def test_a_consumer_elsewhere_hears_of_a_cancel(autojump_clock: object) ->
                 elsewhere.start_soon(consume, events)
                 await trio.sleep_forever()
     assert len(heard) == 1
+
+
+@pytest.mark.parametrize("at", [TurnEnd, ToolStart])
+async def test_a_call_is_told_to_begin_and_to_end_once_wherever_its_stream_is_left(at: type[Event]) -> None:
+    """It is left while the run waits to hand over the start of a call, or its end: a plain `on_event` has had that by then."""
+    heard: list[Event] = []
+
+    def listen(envelope: Envelope) -> None:
+        heard.append(envelope.event)
+
+    provider = ScriptedProvider([tool_call("add", {"a": 1, "b": 2})])
+    async with stream("go", provider=provider, tools=[add], on_event=listen) as events:
+        async for event in events:
+            if isinstance(event, at):
+                await trio.testing.wait_all_tasks_blocked()
+                break
+    told = [type(event) for event in heard if isinstance(event, ToolStart | ToolEnd | RunEnd)]
+    assert told == [ToolStart, ToolEnd, RunEnd]
 
 
 async def test_misuse_says_what_to_do() -> None:

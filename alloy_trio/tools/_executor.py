@@ -81,11 +81,13 @@ class Batch:
     async def run(self) -> None:
         """Run all calls. Raises nothing of what a tool raises, except what is no `Exception`."""
         for group in _groups(self._invocations):
-            first = self._emitter.unheard(len(group))
+            first, starts = self._emitter.unheard(len(group)), None
             if first is None:
-                first = await self._emitter.emit(*(ToolStart(i.use.id, i.use.name, i.use.input) for i in group))
+                first, starts = self._emitter.number(*(ToolStart(i.use.id, i.use.name, i.use.input) for i in group))
             for seq, invocation in enumerate(group, first):
-                invocation.start_seq = seq
+                invocation.start_seq = seq  # noted before the hand-over, which may be cut half-way
+            if starts is not None:
+                await self._emitter.hand_over(starts)
             if len(group) == 1:
                 await self._run_one(group[0])
                 continue
@@ -252,7 +254,8 @@ class Batch:
             await self._settings.on_result(invocation.result())
         invocation.end_seq = self._emitter.unheard(1)
         if invocation.end_seq is None:
-            invocation.end_seq = await self._emitter.emit(self._end_event(invocation))
+            invocation.end_seq, end = self._emitter.number(self._end_event(invocation))
+            await self._emitter.hand_over(end)
 
     async def _call(self, tool: Tool, invocation: Invocation, now: float) -> None:
         ctx = self._context(invocation.use)

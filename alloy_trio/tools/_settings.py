@@ -25,7 +25,15 @@ class Emits(Protocol):
         ...
 
     async def emit(self, *events: Event) -> int:
-        """Hand over `events`, return when they have been taken, and give the sequence number of the first."""
+        """Number events, hand them over, and give the number of the first."""
+        ...
+
+    def number(self, *events: Event) -> tuple[int, Any]:
+        """Give the sequence number of the first event, and what `hand_over` takes: of whatever kind."""
+        ...
+
+    async def hand_over(self, batch: Any) -> None:
+        """Hand over what `number` gave, and return when it has been taken."""
         ...
 
 
