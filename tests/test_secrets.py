@@ -253,7 +253,7 @@ def echo(status: str, form: str = "json") -> Callable[[Connection], Any]:
                     continue
                 case _:
                     body = f"data: {heard}\n\n".encode()
-            await connection.send(http(body, status))
+            await connection.send(http(body, status, x_request_id=KEY))
 
     return handle
 
