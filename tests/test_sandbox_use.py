@@ -12,6 +12,7 @@ import trio
 
 from alloy_trio import InvalidOption, ToolContext, ToolError
 from alloy_trio.tools import Tool, bash, bash_sandboxed
+from alloy_trio.tools import _sandbox as sandbox_module
 from alloy_trio.tools._seccomp import filter_program
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ async def test_the_working_directory_may_be_a_link(tmp_path: Path, box: Tool) ->
 @pytest.mark.parametrize("place", ["/", "~", "/tmp", "/run", "/proc/self", "/dev"])
 async def test_a_working_directory_that_would_open_what_is_hidden_is_refused(box: Tool, place: str) -> None:
     path = Path.home() if place == "~" else Path(place)
-    with pytest.raises(ToolError, match="hides"):
+    with pytest.raises(ToolError, match=r"hides|kernel's"):
         await call(path, "touch was-here", box)
 
 
@@ -294,6 +295,9 @@ def test_configure_does_not_lead_out_of_it(options: dict[str, object]) -> None:
         {"writable": ["/"]},
         {"readable": ["/no/such/place"]},
         {"hidden": ["/no/such/place"]},
+        {"writable": ["/dev"]},
+        {"readable": ["/proc/self"]},
+        {"network": "no"},
         {"tmp_size": 0},
         {"memory": 0},
         {"timeout": 0},
@@ -303,6 +307,23 @@ def test_configure_does_not_lead_out_of_it(options: dict[str, object]) -> None:
 def test_options_that_cannot_be_right_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
         bash_sandboxed(**options)  # type: ignore[arg-type]
+
+
+@SANDBOX
+@pytest.mark.parametrize("is_writable", [False, True])
+async def test_secrets_of_the_system_are_hidden_in_what_can_be_written(
+    is_writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "shadow").write_text("tweet")
+    (tmp_path / "spool" / "work").mkdir(parents=True)
+    (tmp_path / "spool" / "mail").write_text("tweet")
+    monkeypatch.setattr(sandbox_module, "_SECRETS", (f"{tmp_path}/etc/shadow", f"{tmp_path}/spool"))
+    box = bash_sandboxed(writable=[tmp_path / "etc"] if is_writable else [])
+    assert "tweet" not in await call(tmp_path / "etc", "cat shadow; touch made", box)
+    assert (tmp_path / "etc" / "made").exists()
+    with pytest.raises(ToolError, match=r"hides: .*/spool"):
+        await call(tmp_path / "spool" / "work", "cat ../mail", box)
 
 
 # --- where it cannot be had

@@ -12,7 +12,7 @@ from .._errors import InvalidOption
 from .._util import Discreet
 from ._bash import Bash, Shell, execution
 from ._limits import Limits
-from ._sandbox import Sandbox, is_in, places, probed
+from ._sandbox import KERNEL, Sandbox, is_in, places, probed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,6 +37,8 @@ def _resolved(name: str, paths: Iterable[str | Path]) -> tuple[str, ...]:
     for path in found:
         if path == "/" or not os.path.exists(path):  # noqa: PTH110
             raise InvalidOption(f"bash_sandboxed: {name} has {path}, which is not there or is the root; leave it out")
+        if name != "hidden" and any(is_in(path, each) for each in KERNEL):
+            raise InvalidOption(f"bash_sandboxed: {name} has {path}: of {', '.join(KERNEL)} the sandbox has its own")
     return tuple(found)
 
 
@@ -96,6 +98,8 @@ def bash_sandboxed(
         )
     if tmp_size < 1:
         raise InvalidOption(f"bash_sandboxed: tmp_size is a number of bytes from 1, got {tmp_size!r}")
+    if not isinstance(network, bool):
+        raise InvalidOption(f"bash_sandboxed: network is True or False, got {network!r}")
     roots = _resolved("writable", writable)
     homes = _homes()
     sandbox = Sandbox(

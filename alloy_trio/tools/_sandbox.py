@@ -2,8 +2,9 @@
 Commands in a sandbox of bubblewrap's, for Linux.
 
 What a command sees is built anew for each: the whole file system read-only, over it empty directories where secrets and
-sockets of others are (`_HIDDEN`, and the user's home), over these what is to be seen in spite of that, last what the
-user hides. The order of the mounts is the meaning: later ones lie over earlier ones.
+sockets of others are (`_HIDDEN`, and the user's home), over these what can be written in spite of that, then nothing where
+known secrets of the system are, what is to be read in spite of that, last what the user hides. The order of the mounts is
+the meaning: later ones lie over earlier ones.
 
 The paths of the mounts are resolved outside, where links count for real, and a command that can write in a directory could
 leave a link in it for the mounts of the next command to follow. So nothing below a writable directory is mounted
@@ -59,7 +60,7 @@ _NAMESPACES = (
 _ENDED_FIRST = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
 """Starts a command that the kernel ends before others where memory runs out."""
 
-_KERNEL = ("/proc", "/sys", "/dev")
+KERNEL = ("/proc", "/sys", "/dev")
 _PROBE_SECONDS = 20
 _COUNT_EVERY = 0.05
 _WHAT_TO_DO = (
@@ -183,10 +184,10 @@ class Sandbox:
             ("--remount-ro", "/proc"),  # bubblewrap leaves /proc/sys open where we are root
             ("--dev", "/dev", *size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),  # noqa: S108 - of the sandbox
             *((*size, "--tmpfs", each) for each in self.empty),
-            *(_cover(each) for each in _system_secrets()),
             *(("--ro-bind", each, each) for each in _resolver(network=self.network)),
             *(("--bind", each, each) for each in self.writable),
             working,
+            *(_cover(each) for each in _system_secrets()),  # also where they lie in what can be written
             *(("--ro-bind", each, each) for each in self.readable),
             *(_cover(each) for each in self.hidden),
             *(("--remount-ro", each) for each in self.empty if each not in {self.home, "/tmp"}),  # noqa: S108
@@ -200,10 +201,15 @@ class Sandbox:
         if not os.path.isdir(given):  # noqa: PTH112
             raise ToolError(f"The working directory {cwd} is missing; the command was not run.")
         real = self._same(given)
-        if any(is_in(each, real) for each in self.empty) or any(is_in(real, each) for each in _KERNEL):
+        if any(is_in(real, each) for each in KERNEL):
             raise ToolError(
-                f"The working directory {cwd} has places in it that the sandbox hides, as {self.home}; the command was "
-                "not run. Work in a directory of the project's own, or name this one in `writable`."
+                f"The working directory {cwd} is the kernel's; the command was not run. Work in another one."
+            )
+        hides = [each for each in self.empty if is_in(each, real)]
+        if hides := [*hides, *(each for each in _system_secrets() if is_in(real, each))]:
+            raise ToolError(
+                f"The working directory {cwd} lies in, or has in it, what the sandbox hides: {', '.join(hides)}; the "
+                "command was not run. Work in a directory of the project's own, or name this one in `writable`."
             )
         parent = os.path.realpath(os.path.dirname(given))  # noqa: PTH120
         link = os.path.join(parent, os.path.basename(given))  # noqa: PTH118, PTH119
