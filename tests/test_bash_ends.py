@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from commands import call, until
 
-from alloy_trio import ToolContext, ToolError
-from alloy_trio.tools import Tool, bash
+from alloy_trio import ToolError
 from alloy_trio.tools import _process as process_module
 from alloy_trio.tools._process import run_command
 
@@ -25,22 +25,6 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 LIMIT = 30_000
-
-
-async def call(root: Path, command: str, tool: Tool = bash, **arguments: object) -> str:
-    """Call `bash` as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):  # other processes set no Trio event
-        if condition():
-            return
-        await trio.sleep(0.005)
-    pytest.fail("it did not come to pass in five seconds")
 
 
 async def time_out(root: Path, clock: MockClock, ready: Callable[[], bool], command: str) -> str:

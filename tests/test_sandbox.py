@@ -19,28 +19,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from commands import call, running, until, why_not
 
-from alloy_trio import InvalidOption, ToolContext, ToolError
+from alloy_trio import ToolError
 from alloy_trio.tools import Tool, bash_sandboxed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = os.geteuid() == 0
 PYTHON = {sys.prefix, sys.base_prefix}
 """What has to be read for our Python to run: it may be installed in somebody's home."""
 
 
-def why_not() -> str:
-    """Return why there can be no sandbox here, or nothing."""
-    try:
-        bash_sandboxed(readable=PYTHON)
-    except InvalidOption as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = why_not()
+WHY_NOT = why_not(readable=PYTHON)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no sandbox to be had: {WHY_NOT}")
 
 
@@ -49,39 +41,10 @@ def box() -> Tool:
     return bash_sandboxed(readable=PYTHON)
 
 
-async def call(root: Path, command: str, tool: Tool, **arguments: object) -> str:
-    """Call the tool as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    with trio.fail_after(60):
-        result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
 async def python(root: Path, program: str, tool: Tool, *arguments: object) -> str:
     """Run a program of Python in the sandbox; return what it has printed."""
     (root / "program.py").write_text(textwrap.dedent(program))
     return await call(root, " ".join([sys.executable, "-I", "program.py", *map(str, arguments)]), tool)
-
-
-def running(word: str) -> list[int]:
-    """Return the processes of this machine that have a word in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and word.encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):  # other processes set no Trio event
-        if condition():
-            return
-        await trio.sleep(0.01)
-    pytest.fail("it did not come to pass")
 
 
 # --- files

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from commands import call, running, why_not
 
-from alloy_trio import InvalidOption, ToolContext, ToolError
+from alloy_trio import InvalidOption, ToolError
 from alloy_trio.tools import Tool, bash, bash_sandboxed
 from alloy_trio.tools import _sandbox as sandbox_module
 from alloy_trio.tools._seccomp import filter_program
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 ROOT = os.geteuid() == 0
 
 
-def why_not() -> str:
-    """Return why there can be no sandbox here, or nothing."""
-    try:
-        bash_sandboxed()
-    except InvalidOption as error:
-        return str(error)
-    return ""
-
-
 WHY_NOT = why_not()
 SANDBOX = pytest.mark.skipif(bool(WHY_NOT), reason=f"no sandbox to be had: {WHY_NOT}")
 
@@ -37,26 +29,6 @@ SANDBOX = pytest.mark.skipif(bool(WHY_NOT), reason=f"no sandbox to be had: {WHY_
 @pytest.fixture(scope="module")
 def box() -> Tool:
     return bash_sandboxed()
-
-
-async def call(root: Path, command: str, tool: Tool, **arguments: object) -> str:
-    """Call the tool as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    with trio.fail_after(60):
-        result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
-def running(word: str) -> list[str]:
-    """Return the processes of this machine that have a word in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found += [str(path)] if word.encode() in path.read_bytes() else []
-        except OSError:
-            continue
-    return found
 
 
 def descriptors() -> int:
