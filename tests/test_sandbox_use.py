@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -191,6 +192,26 @@ async def test_it_works_where_many_descriptors_are_open(tmp_path: Path, box: Too
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in opened:
             os.close(each)
+
+
+@SANDBOX
+async def test_where_no_descriptor_is_left_a_command_ends_all_the_same(
+    tmp_path: Path, box: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    pidfd_open = os.pidfd_open
+
+    def one_only(pid: int) -> int:
+        opened.append(pid)
+        if len(opened) > 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return pidfd_open(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", one_only)
+    seconds = f"62.{uuid.uuid4().int % 10**12}"
+    assert "hi\nexit code: 0" in await call(tmp_path, f"setsid sleep {seconds} & echo hi", box)
+    assert len(opened) > 1
+    assert not running(seconds)
 
 
 @SANDBOX

@@ -247,9 +247,10 @@ class _Box:
         """Take what bubblewrap has told by now."""
         if self.command.first is not None:
             return
-        with contextlib.suppress(BlockingIOError, ProcessLookupError):
-            if found := re.search(rb'"child-pid": (\d+)', os.read(self.told, 4096)):
+        with contextlib.suppress(OSError):  # it has told nothing, or ended; without a descriptor left, marks have to do
+            if not self.number and (found := re.search(rb'"child-pid": (\d+)', os.read(self.told, 4096))):
                 self.number = int(found[1])
+            if self.number:
                 self.command.first = os.pidfd_open(self.number)
 
     async def _count(self, most: int | None, scope: trio.CancelScope) -> None:
