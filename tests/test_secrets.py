@@ -72,7 +72,7 @@ WIRES: list[Wire] = [Anthropic, OpenAI, OpenAICompat]
 SECRETS: dict[str, Any] = {
     "api_key": KEY,
     "extra_headers": {"x-my-token": f"Bearer {IN_HEADER}"},
-    "extra_body": {"gateway": {"token": IN_BODY}},
+    "extra_body": {"gateways": [{"auth": {"tokens": ["none", IN_BODY]}}]},
 }
 
 
