@@ -20,7 +20,7 @@ from ._errors import InvalidOption
 from ._gate import BlockCall
 from ._messages import ServerToolResult, ServerToolUse
 from ._middleware import Middleware
-from ._output import ANSWER_TOOL
+from ._output import AnswerTool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ class AskAfterData(Middleware):
 
     async def before_tool_call(self, state: RunState, call: ToolUse) -> BlockCall | EditCall | None:
         """Wait for a person, if there is something from outside, and the call is none of the safe ones."""
-        if call.name in self.safe or call.name == ANSWER_TOOL or not self._note(state):
+        if call.name in self.safe or isinstance(state.tools.get(call.name), AnswerTool) or not self._note(state):
             return None
         try:
             return await state.approval(call)

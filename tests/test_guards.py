@@ -234,6 +234,21 @@ async def test_an_answer_of_a_type_is_no_call_that_acts() -> None:
     assert result.output == Hours(9)
 
 
+async def test_a_tool_that_has_only_its_name_is_asked_about() -> None:
+    sent = []
+
+    @tool
+    async def final_answer(words: str) -> str:
+        """Send the answer to whoever asked."""
+        sent.append(words)
+        return "sent"
+
+    options = guarded([FETCH], [tool_call("final_answer", {"words": "x"})], text("Done"))
+    result = await run("Go", **{**options, "tools": [*options["tools"], final_answer]})
+    assert outcomes(result)[-1] == ("final_answer", "blocked")
+    assert not sent
+
+
 @pytest.mark.parametrize("result", [(ServerToolResult("s1", {"content": WEB}),), ()])  # as Claude, as OpenAI
 async def test_a_tool_of_the_provider_s_own_brings_data_from_outside(
     result: tuple[ServerToolResult, ...], autojump_clock: object
