@@ -88,17 +88,19 @@ steps = st.builds(
 )
 
 
-def once_each(script: list[Reply]) -> list[Reply]:
-    """Leave no id for the server to give twice: the journal tells results apart by them."""
+def one_id(script: list[Reply]) -> list[Reply]:
+    """Give all calls the same id, as some servers do."""
     return [
-        attrs.evolve(each, pieces=tuple(attrs.evolve(p, id="") if isinstance(p, ToolUse) else p for p in each.pieces))
+        attrs.evolve(
+            each, pieces=tuple(attrs.evolve(p, id="call_0") if isinstance(p, ToolUse) else p for p in each.pieces)
+        )
         for each in script
     ]
 
 
 plans = st.builds(
     Plan,
-    script=scripts.map(once_each),
+    script=scripts | scripts.map(one_id),
     on_cancel=st.sampled_from(["keep", "keep", "rollback"]),
     max_pending=st.sampled_from([0, 1, 5]),
     timeout=st.sampled_from([None, None, 2.0]),
@@ -300,9 +302,9 @@ class World:
         assert all(each.is_done for each in self.pending)
         ended = Counter(result.request_id for result in self.published)
         assert ended == Counter(each.request_id for each in self.pending)
-        for hands in self.hands.values():
+        for name, hands in self.hands.items():
             assert hands.under_way == 0
-            assert all(count == 1 for count in Counter(hands.begun).values())
+            assert Counter(hands.begun) <= self.providers[name].given
         for provider in self.providers.values():
             provider.check_growth(goes_back=True)
 
