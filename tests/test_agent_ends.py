@@ -20,6 +20,7 @@ from alloy_trio import (
     AgentIdle,
     Budget,
     Message,
+    Pending,
     RequestCancelled,
     RunState,
     Session,
@@ -102,6 +103,25 @@ async def test_a_remark_to_a_request_that_is_about_to_begin_is_taken(autojump_cl
     assert "REMARK" in "".join(message.text for message in agent.messages)
 
 
+async def test_a_remark_to_a_request_that_is_cancelled_while_it_waits(autojump_clock: object) -> None:
+    """Whoever said it is told that there is no run, once that is known."""
+    store = Slow()
+    async with open_agent(provider=ScriptedProvider([]), session_store=store) as agent, trio.open_nursery() as nursery:
+        store.seconds = 5.0
+        nursery.start_soon(agent.reset)
+        await trio.testing.wait_all_tasks_blocked()
+        pending = await agent.send_message("go")
+        nursery.start_soon(cancel_after, 1.0, pending)
+        with pytest.raises(AgentIdle):
+            await agent.steer("REMARK")
+        assert trio.current_time() == 1.0
+
+
+async def cancel_after(seconds: float, pending: Pending) -> None:
+    await trio.sleep(seconds)
+    await pending.cancel()
+
+
 async def test_a_remark_to_a_run_that_fails_before_it_begins(autojump_clock: object) -> None:
     """There is no run that could take it, also while the end of that one is written."""
     provider, store = ScriptedProvider([]), Slow()
@@ -161,9 +181,9 @@ async def test_a_store_that_breaks_under_a_reset(*, waits: bool, autojump_clock:
             if waits:
                 await trio.testing.wait_all_tasks_blocked()
                 assert (await agent.chat("second")).text == "2"
-        assert (await supervisor.wait_child("a")) is agent
         if not waits:
             await trio.testing.wait_all_tasks_blocked()
+            assert supervisor.which_children()[0].restarts == 1
             assert (await agent.chat("second")).text == "2"
         assert supervisor.which_children()[0].restarts == 1
         assert [message.text for message in agent.messages] == ["first", "1", "second", "2"]
