@@ -164,13 +164,13 @@ class Agent:
             InvalidOption: The prompt is none, or the id is in use.
         """
         await trio.lowlevel.checkpoint()
-        return Pending(self._core.submit(prompt, request_id, budget=budget), self._core.refuse_waiting)
+        return Pending(self._core.submit(prompt, request_id, budget=budget), self._core)
 
     async def cancel_request(self, request_id: str) -> bool:
         """
         Cancel a request, queued or running. Returns once nothing of it runs, and whether that has won: False if it was over.
 
-        In the body of its own stream, which its end may wait for, one that comes too late returns at once.
+        In the body of its own stream, or in its `on_event`, for which its end may wait, one that comes too late returns at once.
 
         Raises:
             UnknownRequest: No request of that id is queued or running.
@@ -179,12 +179,7 @@ class Agent:
         if request is None:
             known = ", ".join(self._core.requests) or "there are none"
             raise UnknownRequest(f"no request {request_id!r:.100} is queued or running; those that are: {known}")
-        won = request.cancel()
-        if not won and self._core.is_part_of(request):
-            await trio.lowlevel.checkpoint()
-        else:
-            await request.done.wait()
-        return won
+        return await self._core.cancel(request)
 
     async def wait_idle(self) -> None:
         """
@@ -403,12 +398,14 @@ class Agent:
             AgentBusy: The caller is a part of a request to this agent.
         """
         core = self._core
-        core.refuse_own("stop()")
+        is_own = core.is_own_task()
+        if not is_own:
+            core.refuse_own("stop()")
         await trio.lowlevel.checkpoint()
         if not core.is_alive:
             return
         core.finish()
-        if core.is_own_task():
+        if is_own:
             return
         with trio.move_on_after(timeout):
             await core.down.wait()

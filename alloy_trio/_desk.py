@@ -86,6 +86,7 @@ class Desk:
         is_stopping: Whether it takes no more of them in this life.
         is_closed: Whether there will be no other life.
         is_supervised: Whether somebody may start another one.
+        task: That of the life under way.
         down: Set once a life is over.
         base: The context variables around its start, for requests that are nobody's part.
         changing: Set once a change is made of which no run may see half; None where there is none.
@@ -104,6 +105,7 @@ class Desk:
         self.is_stopping: bool = False
         self.is_closed: bool = False
         self.is_supervised: bool = is_supervised
+        self.task: trio.lowlevel.Task | None = None
         self.down: trio.Event = trio.Event()
         self.base: contextvars.Context | None = None
         self.changing: trio.Event | None = None
@@ -130,8 +132,11 @@ class Desk:
         """
         Raise AgentBusy if the caller is a part of a request of this agent, and would wait for itself.
 
-        Trio could never end such a wait: the request waits for the caller, and the caller for the request.
+        Trio could never end such a wait: the request waits for the caller, and the caller for the request. As a hook of the start
+        or the end of this life, for which the next request waits.
         """
+        if self.is_own_task():
+            raise AgentBusy(f"{doing} here would wait for itself: this is a hook of the same agent's start, or end")
         if any(self.requests.get(request.id) is request for request in _chain.get()):
             raise AgentBusy(f"{doing} here would wait for itself: this is part of a request to the same agent")
 
@@ -159,9 +164,18 @@ class Desk:
         """Return a copy of the session as of the last commit."""
         return attrs.evolve(self.shown, metadata=dict(self.shown.metadata))
 
-    def is_part_of(self, request: AgentRequest) -> bool:
-        """Whether the caller is a part of a request."""
-        return any(each is request for each in _chain.get())
+    def is_own_task(self) -> bool:
+        """Whether the caller is the task of this life, in a hook for instance."""
+        return self.task is not None and trio.lowlevel.current_task() is self.task
+
+    async def cancel(self, request: AgentRequest) -> bool:
+        """Cancel a request; return whether that has won, once it is done. Where its end waits for the caller, there is no waiting."""
+        won = request.cancel()
+        if not won and any(each is request for each in _chain.get()):
+            await trio.lowlevel.checkpoint()
+        else:
+            await request.done.wait()
+        return won
 
     def submit(
         self,

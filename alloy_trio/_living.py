@@ -74,7 +74,6 @@ class Core(Desk):
         self.is_unsaved: bool = False
         self.started_at: float = 0.0
         self._journal: StoreJournal | None = None
-        self._task: trio.lowlevel.Task | None = None
         self._taking: trio.CancelScope | None = None
         self._crash: Exception | None = None
         cents = config.options.get("max_budget_cents")
@@ -104,18 +103,14 @@ class Core(Desk):
             raise RuntimeError(f"{self.label} is running already: each agent lives once at a time")
         if not self.is_supervised:
             self._check_open()
-        self.is_alive, self.down, self._task = True, trio.Event(), trio.lowlevel.current_task()
+        self.is_alive, self.down, self.task = True, trio.Event(), trio.lowlevel.current_task()
         try:
             await self._live(task_status)
         finally:
-            self.is_alive, self._task = False, None
+            self.is_alive, self.task = False, None
             if not self.is_supervised:
                 self.close()
             self.down.set()
-
-    def is_own_task(self) -> bool:
-        """Whether the caller is the task of this life, in a hook for instance."""
-        return trio.lowlevel.current_task() is self._task
 
     async def _live(self, task_status: trio.TaskStatus[Any]) -> None:
         failure: Exception | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextvars
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import trio
@@ -25,6 +25,9 @@ from ._errors import AgentCrashed, RequestCancelled
 from ._messages import Message
 from ._result import Result
 from ._state import Run
+
+if TYPE_CHECKING:
+    from ._desk import Desk
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -154,9 +157,9 @@ class Pending:
         request_id: Its id: yours, or a random one.
     """
 
-    def __init__(self, request: AgentRequest, refuse_own: Callable[[AgentRequest], None]) -> None:
+    def __init__(self, request: AgentRequest, desk: Desk) -> None:
         self._request = request
-        self._refuse_own = refuse_own
+        self._desk = desk
         self.request_id: str = request.id
 
     async def result(self) -> Result:
@@ -170,7 +173,8 @@ class Pending:
             AgentCrashed: The agent broke down.
             AlloyError: What the run raised.
         """
-        self._refuse_own(self._request)
+        if not self._request.done.is_set():
+            self._desk.refuse_waiting(self._request)
         await self._request.done.wait()
         return self._request.outcome()
 
@@ -180,9 +184,7 @@ class Pending:
 
         What the run had done is kept as the agent's `on_cancel` says.
         """
-        won = self._request.cancel()
-        await self._request.done.wait()
-        return won
+        return await self._desk.cancel(self._request)
 
     @property
     def is_done(self) -> bool:

@@ -29,6 +29,7 @@ from alloy_trio import (
     open_agent,
     tool,
 )
+from alloy_trio.events import Envelope, RunEnd
 from alloy_trio.sessions import MemoryStore
 from alloy_trio.supervision import open_supervisor
 from alloy_trio.testing import ScriptedProvider, delay, text, tool_call
@@ -503,14 +504,48 @@ async def test_a_tool_that_waits_for_a_message_to_its_own_agent(autojump_clock: 
         pending = await agent.send_message("later")
         with pytest.raises(AgentBusy, match="wait for itself"):
             await pending.result()
+        assert (await before.result()).text == "before"  # that is there
         return "sent"
 
-    provider = ScriptedProvider([[tool_call("think_later", {}, id="1")], "now", "later"])
+    provider = ScriptedProvider(["before", [tool_call("think_later", {}, id="1")], "now", "later"])
     async with open_agent(provider=provider, tools=[think_later], max_pending=1) as agent:
+        before = await agent.send_message("go")
+        await agent.wait_idle()
         assert (await agent.chat("go")).tool_calls[0].outcome == "ok"
         await agent.wait_idle()
         assert trio.current_time() == 0
     assert [message.text for message in agent.messages if message.role == "assistant"][-1] == "later"
+
+
+async def test_a_hook_that_waits_for_its_own_agent(autojump_clock: object) -> None:
+    """The start of an agent, or its end, waits for the hook, and what the hook asks for its start, or the next one."""
+    told: list[Exception] = []
+
+    async def goodbye(_: Session) -> None:
+        for wait in (agent.wait_idle, lambda: agent.chat("goodbye")):
+            with pytest.raises(AgentBusy, match="start, or end") as caught:
+                await wait()
+            told.append(caught.value)
+
+    async with open_agent(provider=ScriptedProvider([]), on_shutdown=goodbye) as agent:
+        pass
+    assert len(told) == 2
+    assert trio.current_time() == 0
+
+
+async def test_who_is_told_of_the_end_cancels_too_late(autojump_clock: object) -> None:
+    """The end of the run waits for `on_event`, which must not wait for the end of the request."""
+    won: list[bool] = []
+
+    async def on_event(envelope: Envelope) -> None:
+        if isinstance(envelope.event, RunEnd):
+            won.append(await pending.cancel())
+
+    async with open_agent(provider=ScriptedProvider(["1"]), on_event=on_event) as agent:
+        pending = await agent.send_message("go")
+        with trio.fail_after(10):
+            assert (await pending.result()).text == "1"
+    assert won == [False]
 
 
 async def test_the_body_of_a_stream_that_waits_its_turn_may_wait_for_who_is_ahead(autojump_clock: object) -> None:
