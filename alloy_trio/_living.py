@@ -352,7 +352,7 @@ class Core(Desk):
             self.answer(request, result, error)
 
     async def _saved(self, request: AgentRequest | None, result: Result | None) -> StoreError | None:
-        """Write down how a run has ended; without a result, put the session in place of what was written."""
+        """Write down how a run has ended; if it was undone, or has not begun, put the session in place of what was written."""
         journal, run = self._journal, None if request is None else request.run
         if journal is None:
             return None
@@ -365,7 +365,7 @@ class Core(Desk):
                 request.hurry()
         try:
             with scope:
-                if result is None or run is None:
+                if result is None or run is None or run.history.messages is not self.session.messages:
                     await journal.save_session()
                 else:
                     await journal.save_end(run, result)

@@ -19,6 +19,7 @@ from alloy_trio import (
     AgentCrashed,
     AgentIdle,
     BlockCall,
+    Budget,
     Compaction,
     Message,
     ProviderError,
@@ -29,6 +30,7 @@ from alloy_trio import (
     Thinking,
     ToolContext,
     ToolUse,
+    UnknownPrice,
     open_agent,
     tool,
 )
@@ -227,6 +229,19 @@ async def test_a_log_of_an_earlier_version_has_no_places(autojump_clock: object)
         await same(agent, store)
     old = [Record(r.seq, r.kind, {k: v for k, v in r.data.items() if k != "place"}) for r in store.now]
     assert (await after(old)).messages == agent.messages
+
+
+async def test_a_run_that_does_not_begin_leaves_nothing(autojump_clock: object) -> None:
+    """It was refused before anything was sent: what was asked is neither in the conversation nor in the log."""
+    store = Log()
+    async with open_agent(provider=ScriptedProvider(["one", "two"]), session_store=store, session_id="s") as agent:
+        await agent.chat("first")
+        with Budget(cents=1), pytest.raises(UnknownPrice):
+            await agent.chat("costly")
+        await same(agent, store)
+        await agent.chat("second")
+        await same(agent, store)
+        assert [message.text for message in agent.messages] == ["first", "one", "second", "two"]
 
 
 async def test_only_what_is_new_is_written(autojump_clock: object) -> None:
