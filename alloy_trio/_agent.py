@@ -125,7 +125,8 @@ class Agent:
         Ask something, wait for its turn, and return the result. Budgets around the caller pay for it, besides the agent's own.
 
         A cancel of the caller, its deadline included, is one of the request, queued or running: it leaves once nothing of it
-        runs. What was done until then is in `messages`, unless `on_cancel="rollback"`.
+        runs. What was done until then is in `messages`, unless `on_cancel="rollback"`. The deadline is that of the moment of the call:
+        the request does not learn of one that is moved later.
 
         Raises:
             AgentBusy: The caller is a part of a request to the same agent, and would wait for itself.

@@ -166,6 +166,7 @@ class Core(Desk):
         if named and str(named) != self.session.id:
             self.session.id = str(named)
             await self._open(self.session)
+        self._show()  # what the hooks have made of it
         self._run_config = self._configured(self.session)
         if self.config.pubsub is not None:
             split_topic(f"agent:{self.session.id}:events")  # raises, now, what is wrong with the id

@@ -478,6 +478,18 @@ async def test_a_reset_while_it_starts_again(autojump_clock: object) -> None:
         assert agent.messages == ()
 
 
+async def test_what_a_hook_of_the_start_makes_of_the_conversation_is_seen() -> None:
+    """At once, not after the first run."""
+
+    class Greet:
+        async def session_start(self, state: RunState) -> None:
+            state.messages = (Message.user("hello"), Message.assistant("hi"))
+
+    messages = [Message.user("x"), Message.assistant("y")]
+    async with open_agent(provider=ScriptedProvider([]), middleware=[Greet()], messages=messages) as agent:
+        assert [message.text for message in agent.messages] == ["hello", "hi"]
+
+
 async def test_wait_idle_waits_for_a_reset_too(autojump_clock: object) -> None:
     """As the advice of `AgentBusy` says."""
     store = Slow()
