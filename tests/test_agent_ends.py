@@ -18,6 +18,7 @@ from alloy_trio import (
     AgentConfig,
     AgentCrashed,
     AgentIdle,
+    AlloyError,
     Budget,
     Message,
     Pending,
@@ -317,6 +318,101 @@ async def test_an_agent_ends_where_the_end_of_a_run_is_not_written(
                 if how == "stop":
                     await agent.stop(3)
     assert trio.current_time() < 20
+
+
+class Failing(MemoryStore):
+    """One of its calls hangs, or breaks."""
+
+    def __init__(self, call: int, failure: Exception | None) -> None:
+        super().__init__()
+        self.call, self.failure = call, failure
+
+    async def _ask(self) -> None:
+        self.call -= 1
+        if self.call == 0 and self.failure is not None:
+            raise self.failure
+        if self.call == 0:
+            await trio.sleep_forever()
+
+    async def load(self, session_id: str) -> Sequence[Record]:
+        await self._ask()
+        return await super().load(session_id)
+
+    async def append(self, session_id: str, records: Sequence[Record]) -> None:
+        await self._ask()
+        await super().append(session_id, records)
+
+    async def rewrite(self, session_id: str, records: Sequence[Record]) -> None:
+        await self._ask()
+        await super().rewrite(session_id, records)
+
+
+class Tidy:
+    """Has something to write at the end, too."""
+
+    async def session_end(self, state: RunState) -> None:
+        state.messages = (Message.user("short"),)
+
+
+@tool
+async def work(n: int) -> str:
+    """Work."""
+    await trio.sleep(n)
+    return "done"
+
+
+@pytest.mark.parametrize("failure", [None, OSError("broken"), StoreError("not now")])
+@pytest.mark.parametrize("act", ["nothing", "stop", "cancel", "reset"])
+@pytest.mark.parametrize("supervised", [False, True])
+async def test_whichever_call_of_a_store_hangs_or_breaks(
+    failure: Exception | None, act: str, autojump_clock: object, *, supervised: bool
+) -> None:
+    """Everybody is answered, the agent ends, and nothing is left of it."""
+
+    async def ask(agent: Agent, request_id: str) -> None:
+        with trio.move_on_after(50), contextlib.suppress(AlloyError):
+            await agent.chat("go", request_id=request_id)
+
+    async def do(agent: Agent) -> None:
+        await trio.sleep(2.5)
+        with trio.move_on_after(50), contextlib.suppress(AlloyError):
+            match act:
+                case "stop":
+                    await agent.stop(1)
+                case "cancel":
+                    await agent.cancel_request("1")
+                case "reset":
+                    await agent.wait_idle()
+                    await agent.reset()
+
+    async def live(agent: Agent) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, agent, "1")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask, agent, "2")
+            nursery.start_soon(do, agent)
+
+    for call in range(2, 15):
+        calls = [tool_call("work", {"n": n}, id="call_0") for n in (1, 2)]
+        config = AgentConfig(
+            name="a",
+            provider=ScriptedProvider([calls, *["fine"] * 9]),
+            tools=[work],
+            middleware=[Tidy()],
+            session_store=Failing(call, failure),
+        )
+        with trio.fail_after(200), contextlib.suppress(OSError):
+            if supervised:
+                async with open_supervisor([Agent.child_spec(config)]) as supervisor:
+                    agent: Agent = supervisor["a"]
+                    await live(agent)
+            else:
+                async with open_agent(config) as agent:
+                    await live(agent)
+        core = agent._core
+        assert agent.health().status == "closed"
+        assert (core.requests, len(core.mailbox), core.current, core.changing) == ({}, 0, None, None)
+        assert not core.is_alive
 
 
 async def test_a_reset_that_is_cancelled_is_not_saved() -> None:
