@@ -455,19 +455,25 @@ async def test_a_stop_in_the_middle_of_a_reset_starts_nothing(autojump_clock: tr
 async def test_a_stop_does_not_wait_for_a_reader_that_reads_no_more(autojump_clock: trio.testing.MockClock) -> None:
     """The run is committed, and its last events are not taken: the stop gives it its time, and cuts them."""
     async with open_agent(provider=ScriptedProvider(["1"])) as agent, trio.open_nursery() as nursery:
-        stopped = trio.Event()
+        committed, stopped = trio.Event(), trio.Event()
 
         @nursery.start_soon
         async def read() -> None:
             async with agent.stream_chat("go") as events:
                 async for _ in events:
-                    break
+                    await trio.sleep(1)
+                    if agent.health().last_status == "completed":
+                        break
+                committed.set()
                 await stopped.wait()
 
-        await trio.sleep(1)
+        await committed.wait()
+        began = trio.current_time()
+        assert agent.health().busy
         with trio.fail_after(100):
             await agent.stop(3)
-        assert trio.current_time() == 4
+        assert trio.current_time() == began + 3
+        assert agent.health().last_status == "completed"
         stopped.set()
 
 
