@@ -153,6 +153,7 @@ FLOORS = {
     "_open_agent": 5,
     "_fresh": 5,
     "_journal": 5,
+    "_listening": 5,
     "_living": 5,
     "_rebind": 5,
     "_reload": 5,
