@@ -92,6 +92,8 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
     OPENAI_API_KEY.
 
     A NAME that is not known lists those that are.
+
+    --connect URL talks to an agent in another process: --connect URL --help.
     """,
 )
 @click.argument("words", nargs=-1, metavar="[PROMPT]")
@@ -192,6 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. Shows no traceback unless `--debug` is given."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
+        if any(each == "--connect" or each.startswith("--connect=") for each in given):
+            from ._connect import command  # noqa: PLC0415 - for those who talk to an agent elsewhere
+
+            _configure_log(debug="--debug" in given)
+            return int(command.main(list(given), prog_name="python -m alloy_trio", standalone_mode=False) or 0)
         status: int | None = _command.main(
             given,
             obj=given,
