@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -108,7 +109,7 @@ async def test_what_a_run_raises_arrives(fleet: Fleet) -> None:
             assert caught.value.retry_after == 7.0
             assert caught.value.result is not None
             assert caught.value.result.messages[0].text == "fail"
-            with pytest.raises(WorkerError, match="LookupError: .*nothing here") as other:
+            with pytest.raises(WorkerError, match=r"LookupError: .*nothing here") as other:
                 await queue.chat("echo", "odd")
             assert other.value.kind == "LookupError"
             assert (await queue.statistics("echo")).failed == 2
@@ -120,7 +121,7 @@ async def test_an_id_is_run_once(fleet: Fleet) -> None:
         async with fleet.working(), fleet.queue() as queue, fleet.queue() as other:
             async with trio.open_nursery() as nursery:
                 for each in (queue, other, queue):
-                    nursery.start_soon(lambda each=each: each.chat("echo", "pause", request_id="a"))
+                    nursery.start_soon(partial(each.chat, "echo", "pause", request_id="a"))
             assert (await other.chat("echo", "pause", request_id="a")).text == "1: pause"
             assert (await (await queue.find("echo", "a")).result()).text == "1: pause"
             assert fleet.echo.seen == ["pause"]
@@ -245,7 +246,7 @@ async def test_an_answer_that_comes_too_late_is_refused(fleet: Fleet) -> None:
             async with fleet.working(other):
                 await second.is_waiting.wait()
                 fleet.echo.go_on.set()
-                while not slow.statistics().lost:
+                while not slow.statistics().lost:  # noqa: ASYNC110 - another end says so, through Redis
                     await trio.sleep(0.01)
                 assert not request.is_done
                 second.go_on.set()

@@ -32,7 +32,13 @@ def check_prefix(prefix: Any) -> str:
 
 def check_id(what: str, value: Any) -> str:
     """Return an id. Raises InvalidOption."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not is_utf8(value) or "\n" in value or "\0" in value:
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value) <= _LONGEST
+        or not is_utf8(value)
+        or "\n" in value
+        or "\0" in value
+    ):
         raise InvalidOption(f"{what}={value!r:.100} has to be a text of one line, 1000 letters at most")
     return value
 

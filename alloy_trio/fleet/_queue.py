@@ -355,21 +355,22 @@ class RedisQueue:
         wanted = [each for each in dict.fromkeys(ids) if (base, each) in self._open]
         for at in range(0, len(wanted), _AT_ONCE):
             some = wanted[at : at + _AT_ONCE]
+            were_sent = {each for each in some if self._open[base, each]._is_sent}  # noqa: SLF001
             said: list[Any] = await self._link.run(FETCH, base, *some)
             for request_id, state, answer in zip(some, said[::2], said[1::2], strict=True):
-                await self._found(base, request_id, state, answer)
+                await self._found(base, request_id, answer, is_gone=not state and request_id in were_sent)
 
-    async def _found(self, base: str, request_id: str, state: bytes, answer: bytes) -> None:
+    async def _found(self, base: str, request_id: str, answer: bytes, *, is_gone: bool) -> None:
         request = self._open.get((base, request_id))
-        if request is None or not request._is_sent:  # noqa: SLF001
+        if request is None:
             return
         if answer:
             del self._open[base, request_id]
             request._tell(answer)  # noqa: SLF001
-        elif not state and request._asked is not None:  # noqa: SLF001
+        elif is_gone and request._asked is not None:  # noqa: SLF001
             logger.warning("Redis has forgotten request %s: it is submitted again", request_id)
             await self._submit(base, request)
-        elif not state:
+        elif is_gone:
             del self._open[base, request_id]
             request._tell(UnknownRequest(f"there is no request {request_id!r:.100}, or no more"))  # noqa: SLF001
 

@@ -185,6 +185,20 @@ push(id)
 return 'queued'
 """)
 
+# worker: it ends, and runs nothing any more; what it was handed meanwhile is for others
+LEAVE: Final = _script("""
+local worker = ARGV[1]
+for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, worker)) do
+    local entry = each[1]
+    local found = redis.call('XRANGE', queue, entry, entry)[1]
+    local id = found and found[2][2]
+    leave(id, entry)
+    if id and get(id, 'entry') == entry then push(id) end
+end
+redis.call('XGROUP', 'DELCONSUMER', queue, group, worker)
+return 0
+""")
+
 # worker, then id and fence of each → for each "ok", "cancel" or "lost"
 RENEW: Final = _script("""
 local worker, said = ARGV[1], {}

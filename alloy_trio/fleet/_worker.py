@@ -28,7 +28,7 @@ from .._util import new_id, single
 from ._errors import LeaseLost, RedisUnavailable, RequestPoisoned
 from ._names import PREFIX, URL, base_key, check_count, check_prefix, check_seconds, encode
 from ._redis import NoGroup, open_link
-from ._scripts import BEGIN, CLAIM, FINISH, GROUP, RELEASE, RENEW
+from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
 from ._store import RedisStore
 
 if TYPE_CHECKING:
@@ -151,16 +151,20 @@ class Worker:
             self._link = link
             self._store = RedisStore._over(link, self._prefix)  # noqa: SLF001 - its own door
             await self._make_groups()
-            async with trio.open_nursery() as nursery:
-                for task in (self._renew, self._listen):
-                    nursery.start_soon(task)
-                task_status.started(self)
-                async with trio.open_nursery() as runs:
-                    with self._taking:
-                        async with trio.open_nursery() as takers:
-                            takers.start_soon(self._take, runs)
-                            takers.start_soon(self._claim, runs)
-                nursery.cancel_scope.cancel()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._renew)
+                    nursery.start_soon(self._listen)
+                    task_status.started(self)
+                    async with trio.open_nursery() as runs:
+                        with self._taking:
+                            async with trio.open_nursery() as takers:
+                                takers.start_soon(self._take, runs)
+                                takers.start_soon(self._claim, runs)
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.move_on_after(_GRACE, shield=True):
+                    await self._leave()
 
     def stop(self) -> None:
         """Take nothing more: `serve` ends with the last of what runs."""
@@ -236,6 +240,14 @@ class Worker:
             job = _Job(base, self._agents[base][0], id_.decode(), fence, body, scope)
             self._jobs[base, job.id] = job
             runs.start_soon(self._perform, job)
+
+    async def _leave(self) -> None:
+        """Give back what Redis has handed to a read that was cancelled."""
+        for base in self._agents:
+            try:
+                await self._link.run(LEAVE, base, self.name)
+            except AlloyError as error:
+                logger.warning("worker %s ends, and could not say so: %s", self.name, error)
 
     # A request
 

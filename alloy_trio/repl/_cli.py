@@ -92,6 +92,8 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
     OPENAI_API_KEY.
 
     A NAME that is not known lists those that are.
+
+    `worker --module NAME` runs the agents of a module for a fleet: `worker --help`.
     """,
 )
 @click.argument("words", nargs=-1, metavar="[PROMPT]")
@@ -192,6 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. Shows no traceback unless `--debug` is given."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
+        if given[:1] == ["worker"]:
+            from ._fleet import command  # noqa: PLC0415 - for those who run one
+
+            return int(command.main(given[1:], prog_name="python -m alloy_trio worker", standalone_mode=False) or 0)
         status: int | None = _command.main(
             given,
             obj=given,
