@@ -123,7 +123,9 @@ class Drill:
                 try:
                     queue = queues[(number + turn) % len(queues)]
                     submitters = queues if number % 3 == 0 else [queue]
-                    asked = [await each.submit("echo", prompt, request_id=request_id, order=line) for each in submitters]
+                    asked = [
+                        await each.submit("echo", prompt, request_id=request_id, order=line) for each in submitters
+                    ]
                     said = {(await each.result()).text for each in asked}
                     break
                 except QueueFull:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import secrets
 import shutil
 import subprocess
 import time
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
+from fleet_agents import Echo
+
+from alloy_trio import AgentConfig
+from alloy_trio.fleet import RedisQueue, Worker, open_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 PROGRAM = shutil.which("redis-server")
@@ -83,3 +89,44 @@ def redis_server(folder: Path, *options: str, aof: bool = False) -> Iterator[Red
         yield server
     finally:
         server.stop()
+
+
+class Fleet:
+    """Keys of its own in a server, and workers in this process."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.prefix = url, secrets.token_hex(4)
+        self.echo = Echo()
+
+    def worker(self, echo: Echo | None = None, **options: Any) -> Worker:
+        config = AgentConfig(provider=echo or self.echo)
+        return Worker(self.url, {"echo": config}, prefix=self.prefix, **{"visibility": 1.0, **options})
+
+    @contextlib.asynccontextmanager
+    async def working(self, *workers: Worker) -> AsyncIterator[trio.Nursery]:
+        async with trio.open_nursery() as nursery:
+            for worker in workers or (self.worker(),):
+                await nursery.start(worker.serve)
+            yield nursery
+            nursery.cancel_scope.cancel()
+
+    def queue(self, **options: Any) -> contextlib.AbstractAsyncContextManager[RedisQueue]:
+        return open_queue(self.url, prefix=self.prefix, **options)
+
+    async def redis(self, *command: str) -> Any:
+        from coredis import Redis
+        from coredis.commands.request import CommandRequest
+
+        async with Redis.from_url(self.url) as client:
+            words: list[Any] = list(command[1:])
+            return await CommandRequest[Any](
+                command[0].encode(),
+                *words,
+                callback=lambda reply: reply,
+                resolver=client.execute_command,
+                type_adapter=client.type_adapter,
+                execution_parameters={},
+            )
+
+    async def keys(self) -> list[str]:
+        return sorted(key.decode() for key in await self.redis("KEYS", f"{self.prefix}:*"))

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from fleet_agents import Echo
-from redis_server import RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
 
 from alloy_trio import AgentConfig, InvalidOption, Message, QueueFull, RateLimited, RequestCancelled, UnknownRequest
 from alloy_trio.fleet import (
-    RedisQueue,
     RedisUnavailable,
     RequestPoisoned,
     Worker,
     WorkerError,
-    open_queue,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 pytestmark = needs_redis
 
@@ -34,50 +30,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-class Fleet:
-    """Keys of its own in a server, and workers in this process."""
-
-    def __init__(self, url: str, prefix: str) -> None:
-        self.url, self.prefix = url, prefix
-        self.echo = Echo()
-
-    def worker(self, echo: Echo | None = None, **options: Any) -> Worker:
-        config = AgentConfig(provider=echo or self.echo)
-        return Worker(self.url, {"echo": config}, prefix=self.prefix, **{"visibility": 1.0, **options})
-
-    @contextlib.asynccontextmanager
-    async def working(self, *workers: Worker) -> AsyncIterator[trio.Nursery]:
-        async with trio.open_nursery() as nursery:
-            for worker in workers or (self.worker(),):
-                await nursery.start(worker.serve)
-            yield nursery
-            nursery.cancel_scope.cancel()
-
-    def queue(self, **options: Any) -> contextlib.AbstractAsyncContextManager[RedisQueue]:
-        return open_queue(self.url, prefix=self.prefix, **options)
-
-    async def redis(self, *command: str) -> Any:
-        from coredis import Redis
-        from coredis.commands.request import CommandRequest
-
-        async with Redis.from_url(self.url) as client:
-            words: list[Any] = list(command[1:])
-            return await CommandRequest[Any](
-                command[0].encode(),
-                *words,
-                callback=lambda reply: reply,
-                resolver=client.execute_command,
-                type_adapter=client.type_adapter,
-                execution_parameters={},
-            )
-
-    async def keys(self) -> list[str]:
-        return sorted(key.decode() for key in await self.redis("KEYS", f"{self.prefix}:*"))
-
-
 @pytest.fixture
 def fleet(server: RedisServer) -> Fleet:
-    return Fleet(server.url, secrets.token_hex(4))
+    return Fleet(server.url)
 
 
 async def test_a_request_is_answered(fleet: Fleet) -> None:

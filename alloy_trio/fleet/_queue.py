@@ -352,9 +352,9 @@ class RedisQueue:
 
     async def _look(self, base: str, ids: Iterable[str]) -> None:
         """Fetch answers. Raises RedisUnavailable."""
-        wanted = [each for each in dict.fromkeys(ids) if (base, each) in self._open]
+        wanted = list(dict.fromkeys(ids))
         for at in range(0, len(wanted), _AT_ONCE):
-            some = wanted[at : at + _AT_ONCE]
+            some = [each for each in wanted[at : at + _AT_ONCE] if (base, each) in self._open]
             were_sent = {each for each in some if self._open[base, each]._is_sent}  # noqa: SLF001
             said: list[Any] = await self._link.run(FETCH, base, *some)
             for request_id, state, answer in zip(some, said[::2], said[1::2], strict=True):
