@@ -267,6 +267,18 @@ async def test_no_more_run_at_once_than_the_worker_may(fleet: Fleet) -> None:
             assert fleet.echo.most == 3
 
 
+async def test_a_worker_that_was_full_takes_again(fleet: Fleet) -> None:
+    """What takes new requests and what takes over old ones both wait for room; neither keeps it from the other."""
+    with trio.fail_after(10):
+        async with fleet.working(fleet.worker(concurrency=1, visibility=0.3)), fleet.queue() as queue:
+            for _ in range(2):
+                request = await queue.submit("echo", "wait")
+                await trio.sleep(0.5)
+                fleet.echo.go_on.set()
+                await request.result()
+                fleet.echo.go_on = trio.Event()
+
+
 async def test_a_long_run_stays_with_its_worker(fleet: Fleet) -> None:
     with trio.fail_after(10):
         async with fleet.working(fleet.worker(visibility=0.3), fleet.worker(visibility=0.3)), fleet.queue() as queue:

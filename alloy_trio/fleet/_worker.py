@@ -132,7 +132,7 @@ class Worker:
         self._patience = check_seconds("patience", patience)
         self._jobs: dict[tuple[str, str], _Job] = {}
         self._limit = trio.CapacityLimiter(concurrency)
-        self._room = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
         self._taking = trio.CancelScope()
         self._is_stopping = False
         self._answered = self._lost = self._released = 0
@@ -207,8 +207,7 @@ class Worker:
 
     async def _wait_for_room(self) -> int:
         while len(self._jobs) >= self._concurrency:
-            self._room = trio.Event()
-            await self._room.wait()
+            await self._room.park()
         return self._concurrency - len(self._jobs)
 
     async def _claim(self, runs: trio.Nursery) -> None:
@@ -268,7 +267,7 @@ class Worker:
                 with trio.move_on_after(_GRACE, shield=True):
                     await (self._give_back(job) if answer is None else self._finish(job, answer))
             del self._jobs[job.base, job.id]
-            self._room.set()
+            self._room.unpark_all()
 
     async def _answer(self, job: _Job) -> tuple[str, bytes] | None:
         """Run a request. Returns its state, and the answer; None if another worker is to run it."""
