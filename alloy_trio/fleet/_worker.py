@@ -147,6 +147,12 @@ class Worker:
             InvalidOption: coredis is not installed, or Redis may throw away what is queued.
             RedisUnavailable: Redis cannot be reached.
         """
+        try:
+            await self._serve(task_status)
+        except ExceptionGroup as group:
+            raise single(group) from group.__cause__
+
+    async def _serve(self, task_status: trio.TaskStatus[Worker]) -> None:
         async with open_link(self._url, self._patience) as link:
             self._link = link
             self._store = RedisStore._over(link, self._prefix)  # noqa: SLF001 - its own door
