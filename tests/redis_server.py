@@ -17,7 +17,7 @@ import trio
 from fleet_agents import Echo
 
 from alloy_trio import AgentConfig
-from alloy_trio.fleet import RedisQueue, RedisStore, Worker, open_queue
+from alloy_trio.fleet import RedisPubSub, RedisQueue, RedisStore, Worker, open_queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -115,6 +115,9 @@ class Fleet:
 
     def store(self, **options: Any) -> RedisStore:
         return RedisStore(self.url, prefix=self.prefix, **options)
+
+    def pubsub(self, **options: Any) -> RedisPubSub:
+        return RedisPubSub(self.url, prefix=self.prefix, **options)
 
     async def redis(self, *command: str) -> Any:
         from coredis import Redis

@@ -54,7 +54,7 @@ PROMISED = {
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
     "alloy_trio.fleet": """
-        open_queue RedisQueue QueuedRequest QueueStatistics Worker WorkerStatistics RedisStore SessionLease
+        open_queue RedisQueue QueuedRequest QueueStatistics Worker WorkerStatistics RedisStore SessionLease RedisPubSub
         LeaseLost RedisUnavailable RequestPoisoned WorkerError
     """,
     "alloy_trio.pubsub": "PubSub Subscription Lost Lagged",

@@ -167,6 +167,7 @@ FLOORS = {
     "_otel_names": 6,
     "fleet._errors": 6,
     "fleet._names": 6,
+    "fleet._pubsub": 6,
     "fleet._queue": 6,
     "fleet._redis": 6,
     "fleet._scripts": 6,

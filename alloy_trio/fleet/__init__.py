@@ -11,6 +11,7 @@ from ._errors import LeaseLost as LeaseLost
 from ._errors import RedisUnavailable as RedisUnavailable
 from ._errors import RequestPoisoned as RequestPoisoned
 from ._errors import WorkerError as WorkerError
+from ._pubsub import RedisPubSub as RedisPubSub
 from ._queue import QueuedRequest as QueuedRequest
 from ._queue import QueueStatistics as QueueStatistics
 from ._queue import RedisQueue as RedisQueue
@@ -24,6 +25,7 @@ __all__ = [
     "LeaseLost",
     "QueueStatistics",
     "QueuedRequest",
+    "RedisPubSub",
     "RedisQueue",
     "RedisStore",
     "RedisUnavailable",

@@ -74,7 +74,7 @@ class _Client:
     async def keep(self) -> None:
         while True:
             try:
-                async with self._make() as client:
+                async with _make(self._url) as client:
                     self._client, self._stuck = client, trio.Event()
                     self._ready.set()
                     await self._stuck.wait()
@@ -83,14 +83,6 @@ class _Client:
             finally:
                 self._client, self._ready = None, trio.Event()
             await trio.sleep(0.05)
-
-    def _make(self) -> Redis[bytes]:
-        import coredis  # noqa: PLC0415 - it takes half a second
-        from coredis.retry import NoRetryPolicy  # noqa: PLC0415
-
-        return coredis.Redis.from_url(
-            self._url, retry_policy=NoRetryPolicy(), connect_timeout=TIMEOUT, verify_version=False
-        )
 
     async def ask(self, what: Callable[[Redis[bytes]], Awaitable[T]], seconds: float) -> T:
         """Ask once. Raises _NotNow, NoGroup, RedisUnavailable."""
@@ -110,6 +102,13 @@ class _Client:
     def _give_up(self, client: Redis[bytes]) -> None:
         if client is self._client:
             self._stuck.set()
+
+
+def _make(url: str) -> Redis[bytes]:
+    import coredis  # noqa: PLC0415 - it takes half a second
+    from coredis.retry import NoRetryPolicy  # noqa: PLC0415 - as above
+
+    return coredis.Redis.from_url(url, retry_policy=NoRetryPolicy(), connect_timeout=TIMEOUT, verify_version=False)
 
 
 def _judge(error: Exception) -> Exception:
@@ -206,6 +205,28 @@ class Link:
                     raise RedisUnavailable(f"Redis could not be used for {patience:g} seconds: {error}") from error
             await trio.sleep(pause)
             pause = min(2 * pause, 1.0)
+
+
+async def hear(url: str, pattern: str, take: Callable[[bytes], None], up: trio.Event) -> None:
+    """
+    Hand over what is published on channels that match, until cancelled; `up` is set once it begins.
+
+    Where the connection breaks, what is published until there is another one is not heard.
+    """
+    while True:
+        try:
+            async with (
+                _make(url) as client,
+                client.pubsub(patterns=[pattern], ignore_subscribe_messages=True, retry_policy=None) as heard,
+            ):
+                up.set()
+                async for message in heard:
+                    data = message["data"]
+                    if isinstance(data, bytes):
+                        take(data)
+        except Exception as error:  # noqa: BLE001 - coredis may raise anything when a connection breaks
+            logger.warning("what is published was not heard for a moment: %s", single(error))
+        await trio.sleep(0.2)
 
 
 def _entries(got: Any) -> Entries:

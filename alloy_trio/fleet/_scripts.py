@@ -353,3 +353,34 @@ return 0
 
 # id, token
 UNLEASE: Final = _script("if redis.call('GET', lease) == ARGV[2] then redis.call('DEL', lease) end return 0", _STORE)
+
+# KEYS[1]: what the keys of topics begin with; topic, publisher, message, how many are kept, for how many seconds → 0
+# A topic has a channel, and a stream if any are kept. What is said is the publisher, the entry in the stream and the message.
+PUBLISH: Final = _script(
+    """
+local topic, from, message, keep, seconds = unpack(ARGV)
+local entry = '-'
+if keep ~= '0' then
+    local kept = KEYS[1] .. 'kept:' .. topic
+    entry = redis.call('XADD', kept, 'MAXLEN', keep, '*', 'from', from, 'message', message)
+    redis.call('EXPIRE', kept, seconds)
+end
+redis.call('PUBLISH', KEYS[1] .. 'topic:' .. topic, from .. ' ' .. entry .. ' ' .. message)
+return 0
+""",
+    "",
+)
+
+# KEYS[1] as above; topic, how many → entry and message of each that is kept, the oldest first
+KEPT: Final = _script(
+    """
+local said = {}
+local found = redis.call('XREVRANGE', KEYS[1] .. 'kept:' .. ARGV[1], '+', '-', 'COUNT', ARGV[2])
+for at = #found, 1, -1 do
+    table.insert(said, found[at][1])
+    table.insert(said, found[at][2][4])
+end
+return said
+""",
+    "",
+)

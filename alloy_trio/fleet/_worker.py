@@ -305,7 +305,7 @@ class Worker:
     async def _finish(self, job: _Job, answer: tuple[str, bytes]) -> None:
         """Answer. It is tried for as long as it takes: whether the answer is still wanted is Redis's to say."""
         topic = f"agent:{job.session_id or job.agent}:responses"
-        head = encode({"topic": topic})[:-1] + b","
+        head = self.name.encode() + b" - " + encode({"topic": topic})[:-1] + b","
         said = b"late"
         while True:
             try:
