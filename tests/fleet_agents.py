@@ -39,6 +39,8 @@ class Echo:
                 await self.go_on.wait()
             case "pause":
                 await trio.sleep(0.05)
+            case "slow":
+                await trio.sleep(1.0)
             case "fail":
                 raise RateLimited("too much", provider="echo", retryable=False, retry_after=7.0)
             case "odd":

@@ -86,6 +86,38 @@ async def test_an_id_is_run_once(fleet: Fleet) -> None:
                 await queue.find("echo", "b")
 
 
+async def test_who_finds_a_request_shares_its_answer(fleet: Fleet) -> None:
+    """Also with who submits it again, in the same queue."""
+    with trio.fail_after(10):
+        async with fleet.queue() as queue, fleet.queue() as other:
+            await other.submit("echo", "hello", request_id="a")
+            found = await queue.find("echo", "a")
+            again = await queue.submit("echo", "hello", request_id="a")
+            with pytest.raises(InvalidOption, match="was used"):
+                await queue.submit("echo", "something else", request_id="a")
+            async with fleet.working():
+                assert (await found.result()).text == (await again.result()).text == "1: hello"
+
+
+async def test_a_queue_that_was_left_says_so(fleet: Fleet) -> None:
+    """Nobody waits there for what cannot come; what was submitted is answered, and found by its id."""
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with pytest.raises(RedisUnavailable, match="was left"):
+                    await request.result()
+
+            async with fleet.queue() as queue:
+                request = await queue.submit("echo", "hello", request_id="a")
+                nursery.start_soon(wait)
+                await trio.sleep(0.05)
+        with pytest.raises(RedisUnavailable, match="was left"):
+            await request.result()
+        async with fleet.working(), fleet.queue() as queue:
+            assert (await (await queue.find("echo", "a")).result()).text == "1: hello"
+
+
 async def test_a_queue_is_bounded(fleet: Fleet) -> None:
     with trio.fail_after(10):
         async with fleet.queue(max_pending=2) as queue:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import traceback
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from fleet_agents import Echo
 from fleet_drill import Plan, drill
 from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
 
-from alloy_trio import InvalidOption
-from alloy_trio.fleet import RedisUnavailable, open_queue
+from alloy_trio import AgentConfig, InvalidOption
+from alloy_trio.fleet import RedisPubSub, RedisStore, RedisUnavailable, Worker, open_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = needs_redis
+
+AGENTS = {"echo": AgentConfig(provider=Echo())}
+SECRET = "sk-very-secret"
 
 
 @pytest.fixture
@@ -140,6 +145,55 @@ async def test_a_redis_that_wants_a_password(tmp_path: Path) -> None:
         with pytest.raises(RedisUnavailable, match="does not let us in"):
             async with open_queue(server.url):
                 pass
+
+
+@pytest.mark.parametrize("url", ["localhost", "http://:secret@localhost", "redis://:secret@localhost:x", "", None, 5])
+async def test_an_address_that_cannot_be(url: Any) -> None:
+    async def enter(url: Any) -> None:
+        async with open_queue(url):
+            pass
+
+    with pytest.raises(InvalidOption, match="the address of Redis") as caught:
+        await enter(url)
+    assert "secret" not in str(caught.value)
+    for make in (RedisStore, RedisPubSub, lambda url: Worker(url, AGENTS)):
+        with pytest.raises(InvalidOption, match="the address of Redis"):
+            make(url)
+
+
+async def test_a_password_is_in_no_traceback() -> None:
+    """Also where tracebacks show variables, as Sentry's do; those of coredis are its own."""
+    url = f"redis://:{SECRET}@localhost:1"
+    with pytest.raises(RedisUnavailable) as caught:
+        async with open_queue(url, patience=0.2):
+            pass
+    error: BaseException | None = caught.value
+    frames = 0
+    while error is not None:
+        summary = traceback.TracebackException.from_exception(error, capture_locals=True)
+        ours = [frame for frame in summary.stack if "/alloy_trio/" in frame.filename]
+        frames += len(ours)
+        assert SECRET not in str(error)
+        assert SECRET not in str([frame.locals for frame in ours])
+        error = error.__cause__
+    assert frames > 3
+    assert SECRET not in f"{vars(RedisStore(url))} {vars(Worker(url, AGENTS))}"
+
+
+async def test_a_key_that_is_something_else(server: RedisServer) -> None:
+    """Whatever else Redis refuses is that error too, and no worker ends by it."""
+    fleet = Fleet(server.url)
+    with trio.fail_after(20):
+        async with fleet.queue() as queue, fleet.working():
+            await queue.chat("echo", "hello")
+            await fleet.redis("SET", f"{fleet.prefix}:{{echo}}:open", "nonsense")
+            with pytest.raises(RedisUnavailable, match=r"Redis refuses: .*wrong kind"):
+                await queue.submit("echo", "hello")
+            await fleet.redis("DEL", f"{fleet.prefix}:{{echo}}:queue", f"{fleet.prefix}:{{echo}}:open")
+            await fleet.redis("SET", f"{fleet.prefix}:{{echo}}:queue", "nonsense")
+            await trio.sleep(0.3)
+            await fleet.redis("DEL", f"{fleet.prefix}:{{echo}}:queue")
+            assert (await queue.chat("echo", "there")).text == "1: there"
 
 
 async def test_a_redis_that_does_not_answer(server: RedisServer) -> None:

@@ -1,19 +1,45 @@
-"""Keys, and the options that all of the fleet have in common."""
+"""Keys, addresses, and the options that all of the fleet have in common."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Final
 
+from urllib.parse import urlsplit
+
 import msgspec
 
 from .._errors import InvalidOption
 from .._util import without_surrogates
+from ..providers._secret import without_users
 
 PREFIX: Final = "alloy"
 URL: Final = "redis://localhost:6379"
 _LONGEST: Final = 1000  # letters of an id
 _FOREVER: Final = 1e9  # seconds
+
+
+class Address(str):
+    """Where Redis is. A password in it is in no repr, and so in no traceback that shows variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(without_users(self))
+
+    __sentry_repr__ = __repr__
+
+
+def address(url: Any) -> Address:
+    """Return an address. Raises InvalidOption."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in {"redis", "rediss", "unix"} and (parts.port or 1) > 0
+    except (ValueError, TypeError, AttributeError):
+        is_one = False
+    if not is_one or not isinstance(url, str):
+        raise InvalidOption("the address of Redis has to be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
+    return Address(url)
 
 
 def base_key(prefix: str, agent: Any) -> str:

@@ -27,7 +27,7 @@ from .._util import new_id
 from ..pubsub._pubsub import PubSub
 from ..pubsub._topics import split_topic
 from ._errors import MORE, RedisUnavailable, unknown
-from ._names import PREFIX, URL, check_count, check_prefix, check_seconds, encode
+from ._names import PREFIX, URL, address, check_count, check_prefix, check_seconds, encode
 from ._redis import Link, beside, hear, open_link
 from ._scripts import KEPT, PUBLISH
 
@@ -82,7 +82,7 @@ class RedisPubSub(PubSub):
         """
         super().__init__()
         self._prefix = check_prefix(prefix) + ":"
-        self._url = url
+        self._url = address(url)
         self._keep = 0 if keep == 0 else check_count("keep", keep)
         self._keep_seconds = check_seconds("keep_seconds", keep_seconds, 1.0)
         self._most = check_count("outbox", outbox)

@@ -24,7 +24,7 @@ from .._errors import AlloyError, InvalidOption, QueueFull, RequestCancelled, Un
 from .._far import error_from_json, error_to_json, prompt_to_json, result_from_json
 from .._util import digest, new_id
 from ._errors import MORE, RedisUnavailable, unknown
-from ._names import PREFIX, URL, base_key, check_count, check_id, check_prefix, check_seconds, encode
+from ._names import PREFIX, URL, address, base_key, check_count, check_id, check_prefix, check_seconds, encode
 from ._redis import Link, beside, open_link
 from ._scripts import CANCEL, FETCH, STATISTICS, SUBMIT, TELL
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY: Final = 5.0  # seconds between looks at all that is not answered, should a word have been missed
 _AT_ONCE: Final = 50  # answers fetched at once
+_PAUSE: Final = 0.5  # seconds before Redis is asked again that was asked for long enough, or refuses at once
 _GRACE: Final = 5.0  # seconds that a cancelled `chat` waits for the worker to end
 
 logger = logging.getLogger("alloy_trio.fleet")
@@ -98,6 +99,8 @@ class QueuedRequest:
             AlloyError: What the run raised; `WorkerError` for what is not known here.
         """
         await trio.lowlevel.checkpoint()
+        if not self.is_done and self._queue._is_closed:  # noqa: SLF001 - it made this
+            raise _left()
         while self._answer is None:
             await self._news.wait()
             if not self.is_done and self._trouble is not None:
@@ -161,6 +164,7 @@ class RedisQueue:
         self._since: dict[str, str] = {}  # our streams, and how far they are read
         self._reading = trio.CancelScope()
         self._looked = -math.inf
+        self._is_closed = False
 
     async def submit(
         self,
@@ -194,9 +198,11 @@ class RedisQueue:
             line = "s " + check_id("session_id", session_id)
         body = encode({"prompt": prompt_to_json(prompt), "session_id": session_id})
         asked = (body, digest(line.encode() + b"\n" + body), line)
-        request = self._open.get((base, request_id))
-        if request is None or request._asked is None or request._asked[1] != asked[1]:  # noqa: SLF001 - ours
-            request = QueuedRequest(self, agent, request_id, asked)
+        request = self._open.get((base, request_id)) or QueuedRequest(self, agent, request_id, asked)
+        if request._asked is None:  # noqa: SLF001 - ours; somebody has looked for it by its id
+            request._asked = asked  # noqa: SLF001
+        if request._asked != asked:  # noqa: SLF001
+            raise _used(request_id)
         await self._send(base, request)
         return request
 
@@ -272,23 +278,21 @@ class RedisQueue:
     async def _send(self, base: str, request: QueuedRequest) -> None:
         """Submit, for the first time or again. Raises QueueFull, InvalidOption, RedisUnavailable."""
         assert request._asked is not None  # noqa: SLF001
-        before = self._open.get((base, request.request_id))
+        was_open = (base, request.request_id) in self._open
         self._open[base, request.request_id] = request  # before, so that the answer finds it
         self._listen_to(base)
         said = "refused"
         try:
             said = await self._submit(base, request)
         finally:
-            if said in {"refused", "full", "other"}:
-                self._open.pop((base, request.request_id))
-                if before is not None:
-                    self._open[base, request.request_id] = before
+            if said in {"refused", "full", "other"} and not was_open:
+                self._open.pop((base, request.request_id), None)
         if said == "full":
             raise QueueFull(
                 f"{self._most} requests to {request.agent} are open, as max_pending={self._most} allows: submit it later"
             )
         if said == "other":
-            raise InvalidOption(f"request id {request.request_id!r:.100} was used for another request: take another")
+            raise _used(request.request_id)
         request._is_sent = True  # noqa: SLF001
         if said not in {"queued", "waiting", "running"}:
             await self._look(base, [request.request_id])
@@ -306,8 +310,8 @@ class RedisQueue:
             return
         answer = encode({"error": error_to_json(RequestCancelled("the request was cancelled before its turn came"))})
         said = await self._link.run(CANCEL, base, request.request_id, answer)
+        request._asked = None  # noqa: SLF001 - should Redis forget it, it is not to be submitted again
         if said != b"running":
-            request._asked = None  # noqa: SLF001 - what is not known is not to be submitted again
             await self._look(base, [request.request_id])
 
     # The listener
@@ -326,11 +330,18 @@ class RedisQueue:
             except RedisUnavailable as error:
                 for request in list(self._open.values()):
                     request._tell(error)  # noqa: SLF001
-                self._looked = -math.inf
             except Exception:
                 logger.exception("an answer could not be handed out; it is tried again")
-                self._looked = -math.inf
-                await trio.sleep(1.0)
+            else:
+                continue
+            self._looked = -math.inf
+            await trio.sleep(_PAUSE)
+
+    def close(self) -> None:
+        """Tell those who still wait that no answer comes here any more."""
+        self._is_closed = True
+        for request in self._open.values():
+            request._tell(_left())  # noqa: SLF001
 
     async def _listen_once(self) -> None:
         entries = []
@@ -375,6 +386,14 @@ class RedisQueue:
             request._tell(UnknownRequest(f"there is no request {request_id!r:.100}, or no more"))  # noqa: SLF001
 
 
+def _used(request_id: str) -> InvalidOption:
+    return InvalidOption(f"request id {request_id!r:.100} was used for another request: take another")
+
+
+def _left() -> RedisUnavailable:
+    return RedisUnavailable("the queue was left before the answer came here: open another one, and find() it by its id")
+
+
 @contextlib.asynccontextmanager
 async def open_queue(
     url: str = URL, *, prefix: str = PREFIX, max_pending: int = 10_000, keep: float = 3600.0, patience: float = 10.0
@@ -398,9 +417,13 @@ async def open_queue(
         InvalidOption: Something about the arguments, coredis is not installed, or Redis may throw away what is queued.
         RedisUnavailable: Redis cannot be reached.
     """
+    url = address(url)
     check_prefix(prefix)
     check_count("max_pending", max_pending)
     async with open_link(url, check_seconds("patience", patience)) as link:
         queue = RedisQueue(link, prefix, max_pending, check_seconds("keep", keep))
-        async with beside(queue.listen):
-            yield queue
+        try:
+            async with beside(queue.listen):
+                yield queue
+        finally:
+            queue.close()

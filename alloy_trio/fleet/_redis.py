@@ -18,6 +18,7 @@ import trio
 from .._background import Background
 from .._errors import AlloyError, InvalidOption
 from .._util import single
+from ..providers._secret import without_users
 from ._errors import RedisUnavailable
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Client:
                 self._give_up(client)
             except Exception as error:
                 raise _judge(single(error)) from error
-        raise _NotNow(f"it does not answer{'' if self._why is None else f' ({self._why})'}")
+        raise _NotNow(f"it does not answer{'' if self._why is None else f' ({without_users(str(self._why))})'}")
 
     def _give_up(self, client: Redis[bytes]) -> None:
         if client is self._client:
@@ -130,6 +131,10 @@ def _judge(error: Exception) -> Exception:
             return _NotNow(_WORDS["READONLY"])
         case known.ResponseError() if word in _NOT_NOW or "used memory > 'maxmemory'" in said:
             return _NotNow(_WORDS.get(word) or (_WORDS["OOM"] if "maxmemory" in said else said))
+        case known.RedisError():
+            return RedisUnavailable(f"Redis refuses: {said}")
+        case ExceptionGroup():  # of several tasks of coredis, as a connection broke
+            return _NotNow(said)
     return error
 
 

@@ -23,7 +23,7 @@ from .._errors import AlloyError, StoreError
 from .._util import digest, new_id
 from ..sessions._rows import Row, check_id, check_rewrite, to_append, to_record, to_rows
 from ._errors import LeaseLost
-from ._names import PREFIX, URL, check_prefix, check_seconds
+from ._names import PREFIX, URL, address, check_prefix, check_seconds
 from ._redis import Link, open_link
 from ._scripts import LEASE, LOAD, PEEK, UNLEASE, WRITE
 
@@ -221,7 +221,7 @@ class RedisStore(_Sessions):
             InvalidOption: Something about the arguments.
         """
         super().__init__(check_prefix(prefix))
-        self._url = url
+        self._url = address(url)
         self._patience = check_seconds("patience", patience)
         self._opened: AbstractAsyncContextManager[Link] | None = None
 

@@ -26,7 +26,7 @@ from .._open_agent import open_agent
 from .._requests import Pending
 from .._util import new_id, single
 from ._errors import LeaseLost, RedisUnavailable, RequestPoisoned
-from ._names import PREFIX, URL, base_key, check_count, check_prefix, check_seconds, encode
+from ._names import PREFIX, URL, address, base_key, check_count, check_prefix, check_seconds, encode
 from ._redis import NoGroup, open_link
 from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
 from ._store import RedisStore
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .._result import Result
 
 _BLOCK: Final = 2.0  # seconds that one read waits
+_PAUSE: Final = 0.5  # seconds before Redis is asked again that was asked for long enough, or refuses at once
 _GRACE: Final = 5.0  # seconds for what is left to tell Redis, once a worker is cancelled
 _CANCELLED: Final = encode({"error": error_to_json(RequestCancelled("the request was cancelled before it was run"))})
 
@@ -123,7 +124,7 @@ class Worker:
         if not agents or not all(isinstance(each, AgentConfig) for each in agents.values()):
             raise InvalidOption("a worker needs agents to host: agents={'name': AgentConfig(provider=…)}")
         self.name: str = new_id()
-        self._url = url
+        self._url = address(url)
         self._prefix = check_prefix(prefix)
         self._agents = {base_key(prefix, name): (name, config) for name, config in agents.items()}
         self._concurrency = check_count("concurrency", concurrency)
@@ -204,6 +205,7 @@ class Worker:
                 await self._patiently_make_groups()
             except RedisUnavailable as error:
                 logger.warning("worker %s takes nothing: %s", self.name, error)
+                await trio.sleep(_PAUSE)
 
     async def _patiently_make_groups(self) -> None:
         try:
@@ -315,6 +317,7 @@ class Worker:
                 break
             except RedisUnavailable as error:
                 logger.warning("the answer to request %s is not stored yet: %s", job.id, error)
+                await trio.sleep(_PAUSE)
         if said == b"stored":
             self._answered += 1
         else:
@@ -369,6 +372,7 @@ class Worker:
                         job.cancel()
             except RedisUnavailable as error:
                 logger.warning("worker %s hears of no cancels: %s", self.name, error)
+                await trio.sleep(_PAUSE)
 
 
 async def _chat(job: _Job, agent: Agent, prompt: str | Message) -> Result:

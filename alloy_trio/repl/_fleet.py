@@ -71,14 +71,14 @@ def command(*, module: str, redis: str | None, prefix: str, concurrency: int, vi
     from .._errors import InvalidOption  # noqa: PLC0415 - as above
     from .._util import single  # noqa: PLC0415 - as above
     from ..fleet._errors import RedisUnavailable  # noqa: PLC0415 - as above
-    from ..fleet._names import URL  # noqa: PLC0415 - as above
+    from ..fleet._names import URL, address  # noqa: PLC0415 - as above
     from ..fleet._worker import Worker  # noqa: PLC0415 - as above
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     agents = _agents(module)
-    url = redis or os.environ.get(_URL) or URL
     options: dict[str, Any] = {"visibility": visibility, "max_tries": max_tries, "concurrency": concurrency}
     try:
+        url = address(redis or os.environ.get(_URL) or URL)
         trio.run(_work, Worker(url, agents, prefix=prefix, **options), agents)
     except Exception as error:
         match single(error):
