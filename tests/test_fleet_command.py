@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,33 @@ class TestWorker:
                 assert await trio.to_thread.run_sync(process.wait) == 0
                 assert not later.is_done
         process.stderr.close()
+
+    def test_the_steps_of_the_docs(
+        self, server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """With a Redis there, the blocks run that need one."""
+        page = (HERE.parent / "docs" / "howto" / "fleet.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"^```python\n(.*?)^```$", page.replace("redis://localhost:6379", server.url), re.MULTILINE | re.DOTALL)
+        _, module, ask, converse = blocks
+        (tmp_path / "my_agents.py").write_text(module, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        process = start("--module", "my_agents", cwd=tmp_path, url=server.url)
+        namespace: dict[str, object] = {}
+        try:
+            for block in (ask, converse):
+                exec(block, namespace)
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=20)
+        assert capsys.readouterr().out.split("\n") == [
+            "completed",
+            "completed",
+            "4",
+            "completed agent:ada:responses",
+            "['ada']",
+            "",
+        ]
+        assert "is up: helper" in said
 
     async def test_a_second_signal_gives_back_what_it_has(self, server: RedisServer, tmp_path: Path) -> None:
         process = start("--module", "fleet_agents", "--redis", server.url, cwd=tmp_path)
