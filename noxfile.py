@@ -123,7 +123,16 @@ def pythons(session: nox.Session) -> None:
 def pins(session: nox.Session) -> None:
     """Write down anew the versions that CI installs: .ci/constraints.txt."""
     session.install("uv")
-    options = ["--all-extras", "--group=dev", "--universal", "--no-header", "--no-annotate", "--upgrade", "--quiet"]
+    options = [
+        "--all-extras",
+        "--group=dev",
+        "--group=fuzz",
+        "--universal",
+        "--no-header",
+        "--no-annotate",
+        "--upgrade",
+        "--quiet",
+    ]
     session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", ".ci/constraints.txt")
 
 

@@ -28,9 +28,9 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   4  the turn        _options _checks _config _controls · _emitter _state _story _turns _loop · _middleware _compaction
 #                      _shorten _summary _output _guards · providers/_names
 #   5  the agent       _public (what is exported here) · _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
-#                      _desk _requests _living (its life) · _journal
+#                      _desk _requests _listening _living (its life) · _journal
 #                      _teams · hot reload: _reload _fresh _rebind _watch
-#   6  doors           repl/ fleet/ testing/ _otel _otel_names __main__
+#   6  doors           repl/ remote/ fleet/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
 # money _budget, _reservation and providers/_metered; for agents _requests, _desk, _living, and supervision/_decider.

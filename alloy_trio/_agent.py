@@ -125,7 +125,8 @@ class Agent:
         Ask something, wait for its turn, and return the result. Budgets around the caller pay for it, besides the agent's own.
 
         A cancel of the caller, its deadline included, is one of the request, queued or running: it leaves once nothing of it
-        runs. What was done until then is in `messages`, unless `on_cancel="rollback"`.
+        runs. What was done until then is in `messages`, unless `on_cancel="rollback"`. The deadline is that of the moment of the call:
+        the request does not learn of one that is moved later.
 
         Raises:
             AgentBusy: The caller is a part of a request to the same agent, and would wait for itself.
@@ -164,11 +165,13 @@ class Agent:
             InvalidOption: The prompt is none, or the id is in use.
         """
         await trio.lowlevel.checkpoint()
-        return Pending(self._core.submit(prompt, request_id, budget=budget))
+        return Pending(self._core.submit(prompt, request_id, budget=budget), self._core)
 
     async def cancel_request(self, request_id: str) -> bool:
         """
         Cancel a request, queued or running. Returns once nothing of it runs, and whether that has won: False if it was over.
+
+        In the body of its own stream, or in its `on_event`, for which its end may wait, one that comes too late returns at once.
 
         Raises:
             UnknownRequest: No request of that id is queued or running.
@@ -177,21 +180,23 @@ class Agent:
         if request is None:
             known = ", ".join(self._core.requests) or "there are none"
             raise UnknownRequest(f"no request {request_id!r:.100} is queued or running; those that are: {known}")
-        won = request.cancel()
-        await request.done.wait()
-        return won
+        return await self._core.cancel(request)
 
     async def wait_idle(self) -> None:
         """
-        Wait until no request is under way, and none waits.
+        Wait until no request is under way, and none waits; nor is a `reset` being written.
 
         Raises:
             AgentBusy: The caller is a part of one of them.
         """
         self._core.refuse_own("wait_idle()")
         await trio.lowlevel.checkpoint()
-        while requests := self._core.requests:
-            await next(reversed(requests.values())).done.wait()
+        core = self._core
+        while core.requests or core.changing is not None:
+            if core.changing is not None:
+                await core.changing.wait()
+            else:
+                await next(reversed(core.requests.values())).done.wait()
 
     def _ask(self, prompt: str | Message, request_id: str | None, sink: Sink | None) -> AgentRequest:
         self._core.refuse_own("chat()" if sink is None else "stream_chat()")
@@ -225,6 +230,8 @@ class Agent:
         request = self._core.serving
         if request is None:
             raise AgentIdle("there is no run to steer: chat(…) begins one")
+        if not request.begun.is_set():  # about to be; until it is, it may be cancelled, and take nothing with it
+            await request.begun.wait()
         request.controls.say(said, interrupt)
 
     async def cancel_tool(self, call_id: str) -> bool:
@@ -338,8 +345,10 @@ class Agent:
         Begin the conversation anew; options, session id and budget stay.
 
         Raises:
-            AgentBusy: A run is on, or a request waits.
-            StoreError: The store could not be told.
+            AgentBusy: A run is on, a request waits, or the agent is just being started again.
+            AgentClosed: The agent has stopped.
+            AgentCrashed: The store broke otherwise than by StoreError, and the agent breaks down with it.
+            StoreError: The store could not be told; the next run tells it.
         """
         self._core.refuse_busy("reset()")
         await trio.lowlevel.checkpoint()
@@ -382,21 +391,27 @@ class Agent:
         """
         Stop: let the run under way finish within `timeout` seconds, else cancel it. Returns once nothing of the agent runs.
 
+        A life that is just being started ends as soon as it has begun. In a hook of the start or the end itself it returns at once.
+
         Requests that wait are refused with `AgentClosed`. A permanent child of a supervisor is started again by it, and serves them.
 
         Raises:
             AgentBusy: The caller is a part of a request to this agent.
         """
         core = self._core
-        core.refuse_own("stop()")
+        is_own = core.is_own_task()
+        if not is_own:
+            core.refuse_own("stop()")
         await trio.lowlevel.checkpoint()
-        if not core.is_up:
+        if not core.is_alive:
             return
         core.finish()
+        if is_own:
+            return
         with trio.move_on_after(timeout):
             await core.down.wait()
         if core.current is not None:
-            core.current.cancel()
+            core.current.abandon()
         await core.down.wait()
 
     def __repr__(self) -> str:

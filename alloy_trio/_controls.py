@@ -96,7 +96,6 @@ class Controls:
     _interrupted: bool = False
     _stops_calls: bool = False  # of this turn, also those that have not begun
     _is_open: bool = True
-    _paused: int = 0  # how many wait for a person
 
     def say(self, blocks: tuple[Block, ...], interrupt: Interrupt | None = None) -> None:
         """

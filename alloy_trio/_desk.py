@@ -14,6 +14,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import attrs
 import trio
 
 from ._errors import AgentBusy, AgentClosed, AlloyError, InvalidOption, QueueFull, RequestCancelled
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._agent_config import AgentConfig
     from ._budget import Budget
-    from ._emitter import Sink
+    from ._emitter import EventBatch, Sink
     from ._result import Status
     from ._session import Session
 
@@ -80,11 +81,13 @@ class Desk:
         requests: Those that are queued or under way, by id, in order.
         current: The one under way.
         mailbox: Those that are queued.
+        is_alive: Whether there is a life, from before its start to behind its end.
         is_up: Whether it takes requests out of the mailbox.
         is_stopping: Whether it takes no more of them in this life.
         is_closed: Whether there will be no other life.
         is_supervised: Whether somebody may start another one.
-        down: Set while it is not up.
+        task: That of the life under way.
+        down: Set once a life is over.
         base: The context variables around its start, for requests that are nobody's part.
         changing: Set once a change is made of which no run may see half; None where there is none.
     """
@@ -97,10 +100,12 @@ class Desk:
         self.requests: dict[str, AgentRequest] = {}
         self.current: AgentRequest | None = None
         self.mailbox: Mailbox[AgentRequest] = Mailbox()
+        self.is_alive: bool = False
         self.is_up: bool = False
         self.is_stopping: bool = False
         self.is_closed: bool = False
         self.is_supervised: bool = is_supervised
+        self.task: trio.lowlevel.Task | None = None
         self.down: trio.Event = trio.Event()
         self.base: contextvars.Context | None = None
         self.changing: trio.Event | None = None
@@ -121,21 +126,56 @@ class Desk:
         """The request under way, or the one that is about to be."""
         if self.current is not None or not self.is_up:
             return self.current
-        return next(iter(self.mailbox), None)
+        return next((request for request in self.requests.values() if request.state == "queued"), None)
 
     def refuse_own(self, doing: str) -> None:
         """
         Raise AgentBusy if the caller is a part of a request of this agent, and would wait for itself.
 
-        Trio could never end such a wait: the request waits for the caller, and the caller for the request.
+        Trio could never end such a wait: the request waits for the caller, and the caller for the request. As a hook of the start
+        or the end of this life, for which the next request waits.
         """
+        if self.is_own_task():
+            raise AgentBusy(f"{doing} here would wait for itself: this is a hook of the same agent's start, or end")
         if any(self.requests.get(request.id) is request for request in _chain.get()):
             raise AgentBusy(f"{doing} here would wait for itself: this is part of a request to the same agent")
+
+    def refuse_waiting(self, asked: AgentRequest) -> None:
+        """Raise AgentBusy if the caller is a part of a request that the one asked for has to wait for, or of that itself."""
+        chain = _chain.get()
+        for request in self.requests.values():
+            if any(request is each for each in chain):
+                raise AgentBusy(
+                    f"result() here would wait for itself: this is part of request {request.id}, which is not over"
+                )
+            if request is asked:
+                return
 
     def refuse_busy(self, doing: str) -> None:
         """Raise AgentBusy if there is a request, or a change that takes its time."""
         if self.requests or self.changing is not None:
             raise AgentBusy(f"{doing} has to wait for the end of the run: await agent.wait_idle() first")
+
+    def _show(self) -> None:
+        """Let readers see the session as it is now."""
+        self.shown = attrs.evolve(self.session, metadata=dict(self.session.metadata))
+
+    def export(self) -> Session:
+        """Return a copy of the session as of the last commit."""
+        return attrs.evolve(self.shown, metadata=dict(self.shown.metadata))
+
+    def is_own_task(self) -> bool:
+        """Whether the caller is the task of this life, in a hook for instance."""
+        return self.task is not None and trio.lowlevel.current_task() is self.task
+
+    async def cancel(self, request: AgentRequest) -> bool:
+        """Cancel a request; return whether that has won, once it is done. Where its end waits for the caller, there is no waiting."""
+        won = request.cancel()
+        if not won and any(each is request for each in _chain.get()):
+            await trio.lowlevel.checkpoint()
+        else:
+            await request.done.wait()
+        return won
 
     def submit(
         self,
@@ -178,7 +218,7 @@ class Desk:
             raise AgentClosed(f"{self.label} has stopped: open another one")
 
     def _check_room(self) -> None:
-        if self.is_up and not self.requests:
+        if self.is_up and not self.is_stopping and not self.requests:
             return
         most = self.config.max_pending
         if not most:
@@ -222,6 +262,20 @@ class Desk:
             if self.config.pubsub is not None:
                 self.config.pubsub.publish(f"agent:{self.session.id}:responses", result)
         request.answer(result, error)
+
+    def sink_of(self, request: AgentRequest) -> Sink | None:
+        """Return where the events of a request's run go: to who streams it, and to the agent's topic."""
+        pubsub, sink = self.config.pubsub, request.sink
+        if pubsub is None:
+            return sink
+        topic = f"agent:{self.session.id}:events"
+
+        async def publish(batch: EventBatch) -> None:
+            pubsub.publish(topic, tuple(batch.envelopes()))
+            if sink is not None:
+                await sink(batch)
+
+        return publish
 
     def close(self) -> None:
         """There will be no other life: whatever waits is refused."""

@@ -55,10 +55,27 @@ class Numbered:
         return [self.envelope(place) for place in range(len(self.events))]
 
 
+class EventBatch(Protocol):
+    """The events of one read, as `Numbered` has them, wherever they come from."""
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events."""
+        ...
+
+    def envelope(self, place: int) -> Envelope:
+        """Return the envelope of one of them."""
+        ...
+
+    def envelopes(self) -> list[Envelope]:
+        """Return those of all of them."""
+        ...
+
+
 class Sink(Protocol):
     """Takes the events of one read, and returns when they have been taken."""
 
-    def __call__(self, batch: Numbered, /) -> Awaitable[None]:
+    def __call__(self, batch: EventBatch, /) -> Awaitable[None]:
         """Hand over `batch`."""
         ...
 

@@ -18,9 +18,9 @@ import attrs
 
 from ._errors import InvalidOption
 from ._gate import BlockCall
-from ._messages import ServerToolResult
+from ._messages import ServerToolResult, ServerToolUse
 from ._middleware import Middleware
-from ._output import ANSWER_TOOL
+from ._output import AnswerTool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +75,7 @@ class AskAfterData(Middleware):
 
     async def before_tool_call(self, state: RunState, call: ToolUse) -> BlockCall | EditCall | None:
         """Wait for a person, if there is something from outside, and the call is none of the safe ones."""
-        if call.name in self.safe or call.name == ANSWER_TOOL or not self._note(state):
+        if call.name in self.safe or isinstance(state.tools.get(call.name), AnswerTool) or not self._note(state):
             return None
         try:
             return await state.approval(call)
@@ -109,14 +109,15 @@ def has_outside_data(messages: Iterable[Message], tools: Mapping[str, Tool]) -> 
         tools: The tools by name: what came of one that is not among them is from outside.
     """
     trusted = {name for name, tool in tools.items() if tool.trusted}
-    called: dict[str, str] = {}
+    vouched: dict[str, bool] = {}  # by a call's id: whether all calls of an answer that have it are trusted
     for message in messages:
         for block in message.content:
-            if isinstance(block, ServerToolResult):
+            if isinstance(block, ServerToolUse | ServerToolResult):  # OpenAI has the result in the call
                 return True
-        for call in message.tool_uses:
-            called[call.id] = call.name
+        if calls := message.tool_uses:
+            distrusted = {call.id for call in calls if call.name not in trusted}
+            vouched.update((call.id, call.id not in distrusted) for call in calls)
         for result in message.tool_results:
-            if result.outcome in _TOLD and called.get(result.tool_use_id) not in trusted:
+            if result.outcome in _TOLD and not vouched.get(result.tool_use_id):
                 return True
     return False

@@ -4,7 +4,7 @@ A conversation written ahead, as records of a store, and read back.
     snapshot   the whole session: the first record of each log, and what a rewrite leaves
     message    one more message, with the usage of all runs so far: a question before it is sent, an answer before its tools
                start
-    result     the result of one call, as soon as the call has ended
+    result     the result of one call, as soon as the call has ended, and the call's place among those of its answer
     answered   the user's message made of these results, in call order, and of what was said behind them
     run        a run has ended: how, and the session without its messages
 
@@ -58,7 +58,7 @@ class StoreJournal:
         self._seq = last_seq
         self._written: tuple[Message, ...] = session.messages
         self._rewrites = 0
-        self._results: dict[str, ToolResult] = {}  # of the batch under way
+        self._results: dict[int, ToolResult] = {}  # of the batch under way, by the places of the calls
         self.is_dirty = is_dirty
         self.broken: Exception | None = None
 
@@ -72,16 +72,17 @@ class StoreJournal:
         """Write what the run has and the log has not. Raises StoreError."""
         await self._save(run, [])
 
-    async def save_result(self, _: Run, result: ToolResult) -> None:
+    async def save_result(self, run: Run, result: ToolResult) -> None:
         """Write a result; what cannot be written now is a matter of the next `save`."""
         if self.is_dirty:
             return
+        place = run.place_of(result)
         try:
-            await self._append([("result", {"result": plain(result)})])
+            await self._append([("result", {"result": plain(result), "place": place})])
         except StoreError:
             logger.exception("a result was not written; it is tried again with all that follows")
         else:
-            self._results[result.tool_use_id] = result
+            self._results[place] = result
 
     async def save_end(self, run: Run, result: Result) -> None:
         """Write what is left of a run, and that it has ended. Raises StoreError."""
@@ -112,7 +113,7 @@ class StoreJournal:
 
     def _entry(self, message: Message, usage: Usage) -> tuple[str, Any]:
         results, self._results = self._results, {}
-        if message.tool_results and all(results.get(each.tool_use_id) == each for each in message.tool_results):
+        if results and results == dict(enumerate(message.tool_results)):
             rest = Message("user", [block for block in message.content if not isinstance(block, ToolResult)])
             return "answered", {"rest": plain(rest), "epoch": message.epoch}
         return "message", {"message": plain(message), "usage": plain(usage)}
@@ -205,7 +206,7 @@ class _Fold:
     def __init__(self) -> None:
         self._session: Session | None = None
         self._messages: list[Message] = []
-        self._results: dict[str, ToolResult] = {}
+        self._results: dict[int, ToolResult] = {}  # by the places of their calls
 
     def take(self, record: Record) -> None:
         data = record.data
@@ -220,7 +221,8 @@ class _Fold:
                 self._results.clear()
             case "result":
                 result = load(data["result"], ToolResult)
-                self._results[result.tool_use_id] = result
+                if (place := self._place_of(result, data.get("place"))) is not None:
+                    self._results[place] = result
             case "answered":
                 rest = load({**data["rest"], "epoch": data["epoch"]}, Message)
                 self._answer(*rest.content, epoch=rest.epoch)
@@ -249,11 +251,18 @@ class _Fold:
         last = self._messages[-1] if self._messages else None
         return [] if last is None or last.role == "user" else [call.id for call in last.tool_uses]
 
+    def _place_of(self, result: ToolResult, noted: object) -> int | None:
+        """Return which of the open calls it is the result of. Logs of earlier versions do not say: then it is one of its id."""
+        places = [place for place, call in enumerate(self._open_calls) if call == result.tool_use_id]
+        if noted in places:
+            return places[places.index(noted)]
+        return next((place for place in places if place not in self._results), None)
+
     def _answer(self, *rest: Block, epoch: int = 0) -> None:
         """Add the results of the calls of the last answer; a call without one was cut."""
         results = [
-            self._results.get(call, ToolResult(call, RESTARTED, is_error=True, outcome="cancelled"))
-            for call in self._open_calls
+            self._results.get(place, ToolResult(call, RESTARTED, is_error=True, outcome="cancelled"))
+            for place, call in enumerate(self._open_calls)
         ]
         self._messages.append(attrs.evolve(Message.user(*results, *rest), epoch=epoch))
         self._results.clear()

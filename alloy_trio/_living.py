@@ -24,21 +24,20 @@ import trio
 from ._budget import Budget, around
 from ._desk import Desk, part_of, part_of_none
 from ._errors import (
+    AgentBusy,
     AgentClosed,
     AgentCrashed,
     AlloyError,
     Halted,
     InvalidOption,
-    RequestCancelled,
     StoreError,
 )
 from ._journal import StoreJournal, open_journal
+from ._listening import listen
 from ._loop import prepare, run_loop
-from ._result import Result
 from ._session import Session
 from ._usage import Usage
 from ._util import single
-from .pubsub._subscription import Lost
 from .pubsub._topics import split_topic
 
 if TYPE_CHECKING:
@@ -46,9 +45,8 @@ if TYPE_CHECKING:
 
     from ._agent_config import AgentConfig
     from ._config import Config
-    from ._emitter import Numbered, Sink
     from ._requests import AgentRequest
-    from ._result import Status
+    from ._result import Result, Status
     from .tools._tool import Tool
 
 logger = logging.getLogger("alloy_trio")
@@ -101,19 +99,29 @@ class Core(Desk):
             RuntimeError: It is alive already.
             Exception: What broke it.
         """
-        if self.is_up:
+        if self.is_alive:
             raise RuntimeError(f"{self.label} is running already: each agent lives once at a time")
         if not self.is_supervised:
             self._check_open()
+        self.is_alive, self.down, self.task = True, trio.Event(), trio.lowlevel.current_task()
+        try:
+            await self._live(task_status)
+        finally:
+            self.is_alive, self.task = False, None
+            if not self.is_supervised:
+                self.close()
+            self.down.set()
+
+    async def _live(self, task_status: trio.TaskStatus[Any]) -> None:
         failure: Exception | None = None
         has_begun = False
         try:
             topics = await self._start()
             has_begun = True
             async with trio.open_nursery() as nursery:
+                self.is_up, self.started_at = True, trio.current_time()
                 if topics:
-                    await nursery.start(self._listen_safely, topics)
-                self.is_up, self.started_at, self.down = True, trio.current_time(), trio.Event()
+                    await nursery.start(self._listen, topics)
                 task_status.started(self.handle)
                 await self._work(nursery)
                 nursery.cancel_scope.cancel()
@@ -121,17 +129,22 @@ class Core(Desk):
             failure = self._crash = single(error)
         finally:
             self.is_up = self.is_stopping = False
-            grace = self._run_config.cancel_grace
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + grace) as scope:
-                if has_begun:
-                    await self._shut_down()
-            if scope.cancelled_caught:
-                logger.warning("the end of %s took longer than cancel_grace=%g, and was cut short", self.label, grace)
-            if not self.is_supervised:
-                self.close()
-            self.down.set()
+            if has_begun:
+                await self._end_life()
+        failure = failure or self._broken
         if failure is not None:
             raise failure
+
+    async def _end_life(self) -> None:
+        grace = self._run_config.cancel_grace
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + grace) as scope:
+            try:
+                await self._shut_down()
+                await self._wait_for_change()  # so that nothing of this life is written behind it
+            except Exception:
+                logger.exception("the end of %s could not be written", self.label)
+        if scope.cancelled_caught:
+            logger.warning("the end of %s took longer than cancel_grace=%g, and was cut short", self.label, grace)
 
     async def _start(self) -> tuple[str, ...]:
         """Restore the session, and call the first hooks. Returns the topics to listen to."""
@@ -153,6 +166,7 @@ class Core(Desk):
         if named and str(named) != self.session.id:
             self.session.id = str(named)
             await self._open(self.session)
+        self._show()  # what the hooks have made of it
         self._run_config = self._configured(self.session)
         if self.config.pubsub is not None:
             split_topic(f"agent:{self.session.id}:events")  # raises, now, what is wrong with the id
@@ -168,10 +182,6 @@ class Core(Desk):
         self.session = session
         self._show()
 
-    def _show(self) -> None:
-        """Let readers see the session as it is now."""
-        self.shown: Session = attrs.evolve(self.session, metadata=dict(self.session.metadata))
-
     def _configured(self, session: Session | None) -> Config:
         options: dict[str, Any] = {"max_budget_cents": None, "context": self._context}
         if session is not None:
@@ -185,33 +195,54 @@ class Core(Desk):
         return config
 
     async def _work(self, nursery: trio.Nursery) -> None:
-        while not self.is_stopping:
-            with trio.CancelScope() as self._taking:
-                request = await self.mailbox.take()
-            if self._taking.cancelled_caught:
-                return
-            if self.changing is not None:
-                await self._wait_for_change(request)
+        while (request := await self._next()) is not None:
             if request.state != "queued":
                 continue  # cancelled meanwhile
-            self.current, request.state = request, "running"
+            self.current, request.state, request.grace = request, "running", self._run_config.cancel_grace
             request.context.run(nursery.start_soon, self._perform, request)
-            await request.done.wait()
+            try:
+                await request.done.wait()
+            finally:
+                request.hurry()  # where this life is cancelled
+                del request  # it is not to be kept until the next one comes
 
-    async def _wait_for_change(self, request: AgentRequest | None = None) -> None:
-        """Wait until a change has been made; if this life ends meanwhile, the request waits for the next one."""
-        is_made = False
+    async def _next(self) -> AgentRequest | None:
+        """Wait for the next request, and for a change that is being made; None: this life takes no more of them."""
+        request, is_ready = None, False
+        with trio.CancelScope() as self._taking:
+            if self.is_stopping:
+                return None
+            request = await self.mailbox.take()
+        if request is None:
+            return None
         try:
-            while self.changing is not None:
-                await self.changing.wait()
-            is_made = True
+            await self._wait_for_change()
+            is_ready = not self.is_stopping and self._broken is None
         finally:
-            if not is_made and request is not None and request.state == "queued":
-                self.mailbox.put_back(request)
+            if not is_ready and request.state == "queued":
+                self.mailbox.put_back(request)  # for the next life
+        return request if is_ready else None
+
+    @property
+    def _broken(self) -> Exception | None:
+        """What the store has raised that no store should."""
+        return None if self._journal is None else self._journal.broken
+
+    def _crashed(self, error: Exception, why: str = "") -> AgentCrashed:
+        crashed = AgentCrashed(f"{self.label} broke down: {why}{type(error).__name__}: {error}")
+        crashed.__cause__ = error
+        return crashed
+
+    async def _wait_for_change(self) -> None:
+        while self.changing is not None:
+            await self.changing.wait()
 
     def finish(self) -> None:
         """Take no more requests out of the mailbox: the life ends with the run under way."""
         self.is_stopping = True
+        self._stop_taking()
+
+    def _stop_taking(self) -> None:
         if self._taking is not None:
             self._taking.cancel()
 
@@ -224,9 +255,14 @@ class Core(Desk):
             self.session.messages = before
         except Exception:
             logger.exception("a session_end hook of %s raised, as it stopped", self.label)
-        if self.session.messages is not before:
-            await self._saved(None, None)
         self._show()
+        try:
+            if self.session.messages is not before:
+                await self._saved(None, None)
+        finally:
+            await self._say_goodbye()
+
+    async def _say_goodbye(self) -> None:
         if self.config.on_shutdown is None:
             return
         try:
@@ -235,10 +271,6 @@ class Core(Desk):
                 await answer
         except Exception:
             logger.exception("on_shutdown of %s raised, as it stopped", self.label)
-
-    def export(self) -> Session:
-        """Return a copy of the session as of the last commit."""
-        return attrs.evolve(self.shown, metadata=dict(self.shown.metadata))
 
     # One request
 
@@ -250,8 +282,7 @@ class Core(Desk):
         except Exception as error:  # noqa: BLE001 - the answer to who waits: it fails the run, and the agent lives
             request.error = single(error)
         finally:
-            with trio.CancelScope(shield=True):
-                await self._end(request)
+            await self._end(request)
 
     async def _run(self, request: AgentRequest) -> None:
         config = self._run_config
@@ -265,7 +296,7 @@ class Core(Desk):
             config,
             request.asked,
             ids,
-            self._sink(request),
+            self.sink_of(request),
             streaming=request.sink is not None,
             controls=request.controls,
             own_ends=False,
@@ -274,6 +305,7 @@ class Core(Desk):
             self._journal.begin(run)
         for budget in self._own_budgets():
             budget.__enter__()  # for this task, which ends with it
+        request.begun.set()
         with part_of(request):
             await run_loop(run)
 
@@ -281,22 +313,10 @@ class Core(Desk):
         base = around() if self.base is None else self.base.run(around)
         return [budget for budget in (*base.budgets, *self._budgets) if budget not in around().budgets]
 
-    def _sink(self, request: AgentRequest) -> Sink | None:
-        pubsub, sink = self.config.pubsub, request.sink
-        if pubsub is None:
-            return sink
-        topic = f"agent:{self.session.id}:events"
-
-        async def publish(batch: Numbered) -> None:
-            pubsub.publish(topic, tuple(batch.envelopes()))
-            if sink is not None:
-                await sink(batch)
-
-        return publish
-
     def _commit(self, request: AgentRequest) -> None:
         """The run's end is decided: one step, in which nobody else moves."""
         request.state = "committed"
+        request.controls.close()  # a run that never got so far as to listen has not done so
         outcome = None if request.run is None else request.run.outcome
         if outcome is not None and outcome.status == "cancelled":
             request.is_cancelled = True
@@ -317,90 +337,57 @@ class Core(Desk):
         """Do what follows a commit, and cannot be cancelled: write down, publish, answer."""
         if request.state == "running":  # it never got as far as to settle
             self._commit(request)
-        result = self._result_of(request)
+        result = request.ended(self.session.messages, None if self._crash is None else self._crashed(self._crash))
         error = None if result.status == "halted" else result.error
         try:
-            if self._journal is not None and self._journal.broken is not None:
-                raise self._journal.broken  # noqa: TRY301 - it broke in the middle of the run
+            if self._broken is not None:
+                raise self._broken  # noqa: TRY301 - it broke in the middle of the run
             unsaved = await self._saved(request, None if self._is_undone(request) else result)
             error = error or unsaved
         except Exception as broken:
-            crashed = AgentCrashed(f"{self.label} broke down: its store raised {type(broken).__name__}: {broken}")
-            crashed.__cause__ = broken
+            crashed = self._crashed(broken, "its store raised ")
             result, error = attrs.evolve(result, status="error", error=crashed), crashed
             raise
         finally:
             self.current = None
             self.answer(request, result, error)
 
-    def _result_of(self, request: AgentRequest) -> Result:
-        outcome = None if request.run is None else request.run.outcome
-        error = request.error
-        if outcome is None:
-            outcome = Result(status="error", messages=self.session.messages, error=error)
-        if not request.is_cancelled:
-            return attrs.evolve(outcome, request_id=request.id)
-        said: AlloyError = RequestCancelled("the request was cancelled")
-        if self._crash is not None:
-            said = AgentCrashed(f"{self.label} broke down: {type(self._crash).__name__}: {self._crash}")
-            said.__cause__ = self._crash
-        return attrs.evolve(
-            outcome,
-            status="cancelled" if self._crash is None else "error",
-            error=said,
-            messages=self.session.messages,
-            request_id=request.id,
-            metadata={**outcome.metadata, "phase": "running"},
-        )
-
     async def _saved(self, request: AgentRequest | None, result: Result | None) -> StoreError | None:
-        """Write down how a run has ended; without a result, put the session in place of what was written."""
+        """Write down how a run has ended; if it was undone, or has not begun, put the session in place of what was written."""
         journal, run = self._journal, None if request is None else request.run
         if journal is None:
             return None
         in_time = False
         failure: StoreError | None = None
-        grace = self._run_config.cancel_grace if request is not None and request.is_cancelled else float("inf")
+        scope = trio.CancelScope()
+        if request is not None:
+            scope = request.writing = trio.CancelScope(shield=True)
+            if request.is_cancelled or request.is_hurried:
+                request.hurry()
         try:
-            with trio.move_on_after(grace):
-                if result is None or run is None:
+            with scope:
+                if result is None or run is None or run.history.messages is not self.session.messages:
                     await journal.save_session()
                 else:
                     await journal.save_end(run, result)
                 in_time = True
         except StoreError as error:
             failure = error
-        if not in_time and failure is None:
+        finally:
+            self.is_unsaved = not in_time
+        if request is not None and scope.cancelled_caught:
             journal.is_dirty = True
-            failure = StoreError(f"the end of a cancelled run was not written within cancel_grace={grace:g} seconds")
-        self.is_unsaved = failure is not None
+            failure = StoreError(f"the end of a run was not written within cancel_grace={request.grace:g} seconds")
         if failure is not None:
             logger.error("session %s is not saved: %s", self.session.id, failure)
         return failure
 
-    # What comes by itself
-
-    async def _listen_safely(self, topics: tuple[str, ...], *, task_status: trio.TaskStatus[None]) -> None:
+    async def _listen(self, topics: tuple[str, ...], *, task_status: trio.TaskStatus[None]) -> None:
         try:
-            await self._listen(topics, task_status=task_status)
+            await listen(self, topics, task_status=task_status)
         except Exception as error:
             self._crash = error  # so that the request under way is told why it ends
             raise
-
-    async def _listen(self, topics: tuple[str, ...], *, task_status: trio.TaskStatus[None]) -> None:
-        assert self.config.pubsub is not None
-        with self.config.pubsub.subscribe(*topics) as subscription:
-            task_status.started()
-            async for message in subscription:
-                if isinstance(message, Lost):
-                    logger.warning(
-                        "%s was too slow for its topics, and has lost %d messages", self.label, message.count
-                    )
-                    continue
-                try:
-                    self.submit(message, None)
-                except AlloyError as refused:
-                    self.tell_refused(message, refused)
 
     # Changes
 
@@ -414,15 +401,22 @@ class Core(Desk):
             raise
 
     async def reset(self, other: Session | None = None) -> None:
-        """Begin the conversation anew, or go on with another one's. Raises StoreError."""
+        """Begin the conversation anew, or go on with another one's. Raises AgentClosed, AgentBusy, StoreError, AgentCrashed."""
+        self._check_open()
+        if not self.is_up:
+            raise AgentBusy(f"{self.label} is just being started again, and reads its conversation: reset it then")
         changed = self.changing = trio.Event()
         try:
             messages, prefix = ((), None) if other is None else (other.messages, other.prefix)
             self.session.update(messages, Usage() if other is None else self.session.usage)
             self.session.metadata, self.session.prefix = {}, prefix
             self._show()
-            if (failure := await self._saved(None, None)) is not None:
-                raise failure
+            failure: AlloyError | None = await self._saved(None, None)
+        except Exception as error:  # noqa: BLE001 - the store's own, and this life ends by it
+            self._stop_taking()
+            failure = self._crashed(error, "its store raised ")
         finally:
             self.changing = None
             changed.set()
+        if failure is not None:
+            raise failure

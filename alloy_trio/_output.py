@@ -35,6 +35,11 @@ _DESCRIPTION = "Give the final answer. Call this once, when you are done, with t
 _KEY = "value"  # of what is no object by itself
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class AnswerTool(Tool):
+    """The tool by which an answer of a type is given: it does nothing. A tool of the user's may have the same name."""
+
+
 def is_reminder(text: str) -> bool:
     """Whether that is what we say to an answer that is none yet, and no request of the user's."""
     return text.startswith(REMINDER.partition("{}")[0]) or text.endswith(MISFIT.partition("{}")[2])
@@ -125,7 +130,7 @@ class Output:
         async def execute(arguments: Any, _: ToolContext[Any]) -> ToolOutput:
             return ToolOutput("The answer is taken.", arguments[0])
 
-        return Tool(
+        return AnswerTool(
             name=ANSWER_TOOL,
             description=_DESCRIPTION,
             input_schema=self.schema,

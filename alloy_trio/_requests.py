@@ -5,23 +5,29 @@ What an agent is asked, from the moment it is until it is answered.
        └── cancelled ─────────────────────┘
 
 *Commit* is one synchronous step (history, usage, status): `Controls.settle` of its run. A cancel that comes before it wins;
-after it, it has lost, and waits for the end. What follows a commit (writing, publishing, answering) is not cancelled.
+after it, it has lost, and waits for the end. What follows a commit (writing, publishing, answering) is not cancelled; but once
+nobody has the time for it any more (`hurry`), the writing may take `grace` seconds, and no longer.
 """
 
 from __future__ import annotations
 
 import contextvars
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import trio
 
 from ._controls import Controls
 from ._emitter import Sink
+from ._errors import AgentCrashed, RequestCancelled
 from ._messages import Message
 from ._result import Result
 from ._state import Run
+
+if TYPE_CHECKING:
+    from ._desk import Desk
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -37,6 +43,9 @@ class AgentRequest:
         is_detached: Whether nobody waits for it, so that the result is published.
         is_own_id: Whether the caller has chosen the id.
         sink: Where its events go, if it streams.
+        grace: Seconds that its end may take behind a cancel.
+        writing: The scope in which its end is written down.
+        begun: Set once its run is under way, so that it takes remarks, or there will be none.
     """
 
     id: str
@@ -54,6 +63,10 @@ class AgentRequest:
     is_cancelled: bool = False  # a cancel has won
     result: Result | None = None
     error: Exception | None = None
+    grace: float = math.inf
+    writing: trio.CancelScope | None = None
+    is_hurried: bool = False  # its end may not take long any more
+    begun: trio.Event = attrs.field(factory=trio.Event)
     done: trio.Event = attrs.field(factory=trio.Event)
 
     def cancel(self) -> bool:
@@ -71,6 +84,18 @@ class AgentRequest:
                 return False
         return True
 
+    def abandon(self) -> None:
+        """Cancel it; if that comes too late, cut short what follows: what is committed stays, and is told to nobody any more."""
+        self.cancel()
+        self.scope.cancel()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """From now on, let the writing of its end take `grace` seconds."""
+        self.is_hurried = True
+        if self.writing is not None:
+            self.writing.deadline = min(self.writing.deadline, trio.current_time() + self.grace)
+
     async def wait(self) -> Result:
         """
         Wait for the answer; a cancel of who waits is one of the request, and leaves once nothing of it runs.
@@ -81,8 +106,7 @@ class AgentRequest:
             await self.done.wait()
         finally:
             if not self.done.is_set():
-                self.cancel()
-                self.scope.cancel()  # what is committed stays; it is only told to nobody any more
+                self.abandon()
                 with trio.CancelScope(shield=True):
                     await self.done.wait()
         if self.is_cancelled:
@@ -90,6 +114,22 @@ class AgentRequest:
                 trio.lowlevel.checkpoint_if_cancelled()
             )  # by a deadline of the caller's, which the request has as well
         return self.outcome()
+
+    def ended(self, messages: tuple[Message, ...], crashed: AgentCrashed | None) -> Result:
+        """Return what its run, or the lack of one, comes to: `messages` are the conversation's, `crashed` is why its agent ends."""
+        outcome = None if self.run is None else self.run.outcome
+        if outcome is None:
+            outcome = Result(status="error", messages=messages, error=self.error)
+        if not self.is_cancelled:
+            return attrs.evolve(outcome, request_id=self.id)
+        return attrs.evolve(
+            outcome,
+            status="cancelled" if crashed is None else "error",
+            error=crashed or RequestCancelled("the request was cancelled"),
+            messages=messages,
+            request_id=self.id,
+            metadata={**outcome.metadata, "phase": "running"},
+        )
 
     def outcome(self) -> Result:
         """Return the result, or raise what there is instead. Only once it is done."""
@@ -99,8 +139,13 @@ class AgentRequest:
         return self.result
 
     def answer(self, result: Result, error: Exception | None) -> None:
-        """Let everybody know who waits."""
+        """Let everybody know who waits, and let go of all that the run had: a `Pending` may be kept for long."""
         self.result, self.error, self.state = result, error, "done"
+        self.controls.close()
+        self.run, self.sink, self.writing = None, None, None
+        self.controls, self.context, self.before = Controls(), contextvars.Context(), ((), None, None)
+        self.controls.close()
+        self.begun.set()
         self.done.set()
 
 
@@ -112,8 +157,9 @@ class Pending:
         request_id: Its id: yours, or a random one.
     """
 
-    def __init__(self, request: AgentRequest) -> None:
+    def __init__(self, request: AgentRequest, desk: Desk) -> None:
         self._request = request
+        self._desk = desk
         self.request_id: str = request.id
 
     async def result(self) -> Result:
@@ -121,11 +167,14 @@ class Pending:
         Wait for the result. Being cancelled here only ends the waiting.
 
         Raises:
+            AgentBusy: The caller is a part of a request that this one waits for, and would wait for itself.
             RequestCancelled: The request was cancelled; with `.result`, as whatever is raised here.
             AgentClosed: The agent stopped before its turn came.
             AgentCrashed: The agent broke down.
             AlloyError: What the run raised.
         """
+        if not self._request.done.is_set():
+            self._desk.refuse_waiting(self._request)
         await self._request.done.wait()
         return self._request.outcome()
 
@@ -135,9 +184,7 @@ class Pending:
 
         What the run had done is kept as the agent's `on_cancel` says.
         """
-        won = self._request.cancel()
-        await self._request.done.wait()
-        return won
+        return await self._desk.cancel(self._request)
 
     @property
     def is_done(self) -> bool:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from ._config import Config
-    from ._emitter import Numbered, Sink
+    from ._emitter import EventBatch, Sink
     from ._events import Envelope, Event
     from ._messages import Message
     from ._options import PlainRunOptions, RunOptions
     from ._state import Run
 
 T = TypeVar("T")
+TakenT = TypeVar("TakenT")
 
 
 @overload
@@ -195,10 +196,10 @@ class EventStream(Generic[OutputT]):
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._send, self._receive = trio.open_memory_channel["Numbered"](0)
+        self._send, self._receive = trio.open_memory_channel["EventBatch"](0)
         self._task = Background(self._drive)
         self._has_begun = False
-        self._ready: deque[tuple[Numbered, int]] = deque()  # batches, with the places of their events
+        self._ready: deque[tuple[EventBatch, int]] = deque()  # batches, with the places of their events
         self._raised = False
 
     async def _drive(self) -> None:
@@ -245,6 +246,18 @@ class EventStream(Generic[OutputT]):
         """Iterate over the same events in their envelopes, with number, turn and time; instead of over the stream itself."""
         return _Envelopes(self._next_envelope)
 
+    def batches(self) -> AsyncIterator[tuple[Envelope, ...]]:
+        """Iterate over the same envelopes, those that came with one read together: for whoever passes them on."""
+        return _Envelopes(self._next_batch)
+
+    async def _next_batch(self) -> tuple[Envelope, ...] | None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not self._ready and not await self._wait():
+            return None
+        batch = tuple(batch.envelope(place) for batch, place in self._ready)
+        self._ready.clear()
+        return batch
+
     async def _next_envelope(self) -> Envelope | None:
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._ready and not await self._wait():
@@ -263,7 +276,7 @@ class EventStream(Generic[OutputT]):
         self._ready.extend(zip(repeat(batch), range(len(batch.events)), strict=False))
         return True
 
-    async def _take(self, batch: Numbered) -> None:
+    async def _take(self, batch: EventBatch) -> None:
         """Take a batch, and return once the one who iterates has it."""
         await trio.lowlevel.checkpoint_if_cancelled()
         try:  # somebody who waits has it at once: without a step of the loop for it, which is half of what a delta costs
@@ -310,7 +323,7 @@ class EventStream(Generic[OutputT]):
             error.add_note(f"The run of this stream had failed as well: {type(failure).__name__}: {failure}")
 
 
-async def _receive(channel: trio.MemoryReceiveChannel[Numbered]) -> Numbered:
+async def _receive(channel: trio.MemoryReceiveChannel[EventBatch]) -> EventBatch:
     """Receive what waits there already without a step of the loop, as it was sent."""
     try:
         return channel.receive_nowait()
@@ -318,15 +331,15 @@ async def _receive(channel: trio.MemoryReceiveChannel[Numbered]) -> Numbered:
         return await channel.receive()
 
 
-class _Envelopes:
-    def __init__(self, take: Callable[[], Awaitable[Envelope | None]]) -> None:
+class _Envelopes(Generic[TakenT]):
+    def __init__(self, take: Callable[[], Awaitable[TakenT | None]]) -> None:
         self._take = take
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Envelope:
-        envelope = await self._take()
-        if envelope is None:
+    async def __anext__(self) -> TakenT:
+        taken = await self._take()
+        if taken is None:
             raise StopAsyncIteration
-        return envelope
+        return taken

@@ -204,6 +204,12 @@ class Run:
         assert self.controls.journal is not None
         await self.controls.journal.save_result(self, result)
 
+    def place_of(self, result: ToolResult) -> int:
+        """Return which of the calls under way has this very result: some servers give two calls of one answer the same id."""
+        assert self.batch is not None
+        calls = self.batch._invocations  # noqa: SLF001 - only they know whose it is
+        return next(place for place, call in enumerate(calls) if call.outcome is not None and call.result() is result)
+
     async def listen(self) -> None:
         """Take what was said to the run meanwhile, at a turn's boundary; then have all of it written down."""
         if self.controls.has_remarks and not self._is_paused():

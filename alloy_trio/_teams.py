@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias, overload, runtime_checkable
 
 import msgspec
 import trio
@@ -26,13 +26,28 @@ if TYPE_CHECKING:
     from ._messages import Message
     from ._result import Result
 
-Team: TypeAlias = Mapping[str, Agent] | Supervisor | Registry
+
+@runtime_checkable
+class Answers(Protocol):
+    """Who can be asked: an agent here, or one over a connection."""
+
+    @property
+    def name(self) -> str | None:
+        """What it is called."""
+        ...
+
+    async def chat(self, prompt: str | Message, /) -> Result:
+        """Answer."""
+        ...
+
+
+Team: TypeAlias = Mapping[str, Answers] | Supervisor | Registry
 """Agents by name."""
 
 _FAN_OUT = 8
 
 
-def delegate(agent: Agent | Team, *, name: str | None = None, description: str | None = None) -> Tool:
+def delegate(agent: Answers | Team, *, name: str | None = None, description: str | None = None) -> Tool:
     """
     Make an agent, or one of several, a tool of another: the model gives it a task, and gets what it answers.
 
@@ -44,21 +59,21 @@ def delegate(agent: Agent | Team, *, name: str | None = None, description: str |
     gives it one.
 
     Args:
-        agent: An agent; or several by name (a dict, a supervisor, a registry), of which the model chooses.
+        agent: An agent, here or over a connection; or several by name (a dict, a supervisor, a registry), of which the model chooses.
         name: The tool's: by default `ask_` and the agent's name, or `delegate`.
         description: What the model is told of it: what the agent can do, and when to ask it.
 
     Raises:
         InvalidOption: It is neither an agent nor several by name, or the name is none for a tool.
     """
-    if isinstance(agent, Agent):
+    if isinstance(agent, Answers):
         return _delegate_to(agent, name, description)
     if isinstance(agent, Mapping | Supervisor | Registry):
         return _delegate_among(agent, name, description)
     raise InvalidOption(f"{agent!r:.100} is neither an agent nor a mapping of names to agents")
 
 
-def _delegate_to(agent: Agent, name: str | None, description: str | None) -> Tool:
+def _delegate_to(agent: Answers, name: str | None, description: str | None) -> Tool:
     label = agent.name or "another agent"
 
     async def ask(
@@ -97,7 +112,7 @@ def _delegate_among(team: Team, name: str | None, description: str | None) -> To
     )
 
 
-async def _answer(agent: Agent, label: str, task: str) -> Any:
+async def _answer(agent: Answers, label: str, task: str) -> Any:
     """Return what the agent answers. Raises ToolError, if it does not get so far."""
     try:
         result = await agent.chat(task)
@@ -121,7 +136,7 @@ def _names(team: Team) -> tuple[str, ...]:
     return tuple(team)
 
 
-async def _find(team: Team, name: str) -> Agent:
+async def _find(team: Team, name: str) -> Answers:
     """Return the agent of that name; waits for one that restarts. Raises InvalidOption, which names those there are."""
     try:
         return _checked(await team.wait(name) if isinstance(team, Registry) else team[name])
@@ -130,14 +145,20 @@ async def _find(team: Team, name: str) -> Agent:
         raise InvalidOption(f"there is no agent {name!r:.100}; those there are: {known}") from error
 
 
-def _checked(agent: object) -> Agent:
-    if not isinstance(agent, Agent):
+def _checked(agent: object) -> Answers:
+    if not isinstance(agent, Answers):
         raise InvalidOption(f"{agent!r:.100} is no agent")
     return agent
 
 
+def _local(agent: object) -> Agent:
+    if not isinstance(agent, Agent):
+        raise InvalidOption(f"{agent!r:.100} is no agent of this process: a conversation is handed over within one")
+    return agent
+
+
 async def broadcast(
-    agents: Team | Iterable[Agent], prompt: str | Message, *, max_concurrency: float = _FAN_OUT
+    agents: Team | Iterable[Answers], prompt: str | Message, *, max_concurrency: float = _FAN_OUT
 ) -> dict[str, Result | Exception]:
     """
     Ask several agents the same, and wait for all: an entry for each, in order, with its result or what it raised.
@@ -161,7 +182,7 @@ async def broadcast(
     async def work() -> None:
         for name, found in left:
             try:
-                agent = found if isinstance(found, Agent) else await _find(found, name)
+                agent = found if isinstance(found, Answers) else await _find(found, name)
                 answers[name] = await agent.chat(prompt)
             except Exception as error:  # noqa: BLE001 - it is the answer
                 answers[name] = error
@@ -173,15 +194,15 @@ async def broadcast(
     return {name: answer for name, answer in answers.items() if answer is not None}
 
 
-def _named(agents: Any) -> dict[str, Agent | Team]:
+def _named(agents: Any) -> dict[str, Answers | Team]:
     """Return agents by name, or where one is looked up when its turn comes."""
     if isinstance(agents, Mapping | Supervisor | Registry):
         return dict.fromkeys(_names(agents), agents)
     if isinstance(agents, str) or not isinstance(agents, Iterable):
         raise InvalidOption(f"{agents!r:.100} has to be a list of agents, or a mapping of names to them")
-    named: dict[str, Agent | Team] = {}
+    named: dict[str, Answers | Team] = {}
     for each in agents:
-        name = _checked(each).name or each.session_id
+        name = _checked(each).name or each.session_id  # only an agent here may have no name
         if name in named:
             raise InvalidOption(f"two agents are named {name!r}, and each has to have an entry: give a mapping")
         named[name] = each
@@ -194,7 +215,7 @@ async def handoff(agents: Agent, prompt: str | Message, *, to: Agent) -> Result:
 
 @overload
 async def handoff(
-    agents: Iterable[Agent | str],
+    agents: Iterable[Answers | str],
     prompt: str | Message,
     *,
     team: Team | None = None,
@@ -203,7 +224,7 @@ async def handoff(
 
 
 async def handoff(
-    agents: Agent | Iterable[Agent | str],
+    agents: Agent | Iterable[Answers | str],
     prompt: str | Message,
     *,
     to: Agent | None = None,
@@ -238,14 +259,14 @@ async def handoff(
             raise InvalidOption(
                 "to= hands over one conversation, team= and results= are of a chain: leave one or the other out"
             )
-        return await _hand_over(_checked(agents), _checked(to), prompt)
+        return await _hand_over(_local(agents), _local(to), prompt)
     if isinstance(agents, str | Mapping) or not isinstance(agents, Iterable):
         raise InvalidOption(f"{agents!r:.100} is no chain: give a list of agents, or of names and team=; or say to=")
     chain = [await _link(each, team) for each in agents]
     return await _pass_on(chain, prompt, [] if results is None else results)
 
 
-async def _link(each: Agent | str, team: Team | None) -> Agent:
+async def _link(each: Answers | str, team: Team | None) -> Answers:
     if not isinstance(each, str):
         return _checked(each)
     if team is None:
@@ -253,7 +274,7 @@ async def _link(each: Agent | str, team: Team | None) -> Agent:
     return await _find(team, each)
 
 
-async def _pass_on(chain: list[Agent], prompt: str | Message, results: list[Result]) -> Result | None:
+async def _pass_on(chain: list[Answers], prompt: str | Message, results: list[Result]) -> Result | None:
     await trio.lowlevel.checkpoint()
     result = None
     for number, agent in enumerate(chain, 1):

@@ -7,6 +7,7 @@ What alloy_trio costs, beside a bare client in the same run: `python -m benchmar
     wire        what is asked of both, over a socket
     inside      what the parts of a run cost, with a provider that is a script: no socket
     living      the same of what lives longer: agents, mailboxes, topics, supervisors
+    far         the same of agents over a connection
     starts      processes that start: an import, the catalog, the terminal
     scenarios   the table of all
     place       what a scenario is told: which side, which server, how large

@@ -85,4 +85,5 @@ SCENARIOS: dict[str, Scenario] = {
     "mailboxes": _inside("messages to a busy agent", "living:mailboxes"),
     "topics": _inside("publishing", "living:topics"),
     "supervisors": _inside("children of a supervisor", "living:supervisors"),
+    "remote": _inside("an agent over a connection", "far:remote"),
 }

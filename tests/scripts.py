@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,7 @@ class Watched(ScriptedProvider):
             self.origin = ORIGINS[name]
         self.terms = Terms(seals_prefix=True)
         self.asked: list[tuple[Request, bool]] = []
+        self.given = Counter[str]()  # ids of calls
         self._script = script
         self._made = itertools.count(1)
 
@@ -147,7 +149,9 @@ class Watched(ScriptedProvider):
 
     def _with_id(self, call: ToolUse) -> ToolUse:
         is_taken = call.id and not hasattr(self, "origin")  # servers that give an id twice are none of ours
-        return call if is_taken else attrs.evolve(call, id=f"{self.name}_{next(self._made)}")
+        call = call if is_taken else attrs.evolve(call, id=f"{self.name}_{next(self._made)}")
+        self.given[call.id] += 1
+        return call
 
     def check_growth(self, *, goes_back: bool = False) -> None:
         """

@@ -140,17 +140,24 @@ class Count:
 
     made: int = 0
     ends: collections.Counter[str] = attrs.field(factory=collections.Counter)
-    sent: set[str] = attrs.field(factory=set)
+    sent: set[str] = attrs.field(factory=set)  # by `send_message`, in this round
     published: collections.Counter[str] = attrs.field(factory=collections.Counter)
+    twice: int = 0
+    unpublished: int = 0
+
+    def settle(self) -> None:
+        """A round is over: compare what was sent with what was published, and forget both."""
+        self.twice += sum(times > 1 for times in self.published.values())
+        self.unpublished += len(self.sent - set(self.published))
+        self.sent.clear()
+        self.published.clear()
 
     def faults(self) -> list[str]:
         """Say what does not add up."""
         lost = self.made - self.ends.total()
-        twice = [request_id for request_id, times in self.published.items() if times > 1]
-        unpublished = self.sent - set(self.published)
         found = [f"{lost} requests have no end"] if lost else []
-        found += [f"{len(twice)} results were published more than once"] if twice else []
-        found += [f"{len(unpublished)} results were never published"] if unpublished else []
+        found += [f"{self.twice} results were published more than once"] if self.twice else []
+        found += [f"{self.unpublished} results were never published"] if self.unpublished else []
         return found
 
 
@@ -221,6 +228,7 @@ class Soak:
                 while True:
                     result: Result = responses.receive_nowait()
                     self.count.published[str(result.request_id)] += 1
+        self.count.settle()
 
     async def _use(self, supervisor: Supervisor, name: str, end: float) -> None:
         chance = self.chance

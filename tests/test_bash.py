@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 import trio
+from commands import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 LIMIT = 30_000
-
-
-async def call(root: Path, command: str, tool: Tool = bash, **arguments: object) -> str:
-    """Call `bash` as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
 
 
 # --- results

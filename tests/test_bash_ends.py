@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from commands import call, until
 
-from alloy_trio import ToolContext, ToolError
-from alloy_trio.tools import Tool, bash
+from alloy_trio import ToolError
 from alloy_trio.tools import _process as process_module
 from alloy_trio.tools._process import run_command
 
@@ -24,22 +25,6 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 LIMIT = 30_000
-
-
-async def call(root: Path, command: str, tool: Tool = bash, **arguments: object) -> str:
-    """Call `bash` as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):  # other processes set no Trio event
-        if condition():
-            return
-        await trio.sleep(0.005)
-    pytest.fail("it did not come to pass in five seconds")
 
 
 async def time_out(root: Path, clock: MockClock, ready: Callable[[], bool], command: str) -> str:
@@ -221,6 +206,17 @@ async def test_the_group_is_killed_where_there_is_no_proc(
     command = "echo $$ $$ > pids; exec sleep 60"
     await time_out(tmp_path, mock_clock, lambda: len(pids(tmp_path)) == 2, command)
     await no_trace(tmp_path)
+
+
+async def test_the_group_is_killed_where_no_descriptor_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that has run out of descriptors needs most of all that nothing more is left behind."""
+
+    def none_left(_: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "listdir", none_left)
+    await call(tmp_path, "sleep 1000 & echo $! > pid; sleep 1000 & echo $! >> pid")
+    assert not any(map(runs, pids(tmp_path)))
 
 
 async def test_a_cancel_with_output_in_flight_leaves_nothing_running(tmp_path: Path) -> None:

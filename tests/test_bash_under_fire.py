@@ -8,33 +8,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from commands import call, running
 
-from alloy_trio import InvalidOption, ToolContext, ToolError
-from alloy_trio.tools import Tool, bash
+from alloy_trio import InvalidOption, ToolError
+from alloy_trio.tools import bash
 from alloy_trio.tools._bash import is_secret
 
 ROOT = os.geteuid() == 0
 LINUX = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-
-
-async def call(root: Path, command: str, tool: Tool = bash, **arguments: object) -> str:
-    """Call `bash` as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
-def marked(word: str) -> list[int]:
-    """Return the processes that have a word in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and word.encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 # --- floods
@@ -102,9 +83,9 @@ async def test_what_forks_is_ended_even_while_it_forks(tmp_path: Path, forks: st
     mark = f"mark-{tmp_path.name}"
     with trio.fail_after(10), pytest.raises(ToolError, match="stopped after"):
         await call(tmp_path, f"{forks}; sleep 8", bash.configure(env={"OURS": mark}), timeout=0.7)
-    assert not marked(mark)
+    assert not running(mark, "environ")
     await trio.sleep(0.1)
-    assert not marked(mark)
+    assert not running(mark, "environ")
 
 
 # --- secrets in the environment

@@ -31,6 +31,7 @@ NAMESPACES = {
         "alloy_trio.providers",
         "alloy_trio.pubsub",
         "alloy_trio.reload",
+        "alloy_trio.remote",
         "alloy_trio.sessions",
         "alloy_trio.supervision",
         "alloy_trio.teams",
@@ -51,6 +52,7 @@ PROMISED = {
         AgentClosed AgentCrashed StoreError UnknownPrice InvalidOption
     """,
     "alloy_trio.guards": "AskAfterData has_outside_data",
+    "alloy_trio.remote": "serve_agents connect Remote RemoteAgent RemotePending Permissions ConnectionLost Refused",
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
     "alloy_trio.fleet": """
@@ -88,6 +90,7 @@ PRESENT = {
     "alloy_trio.teams": PROMISED["alloy_trio.teams"],
     "alloy_trio.reload": PROMISED["alloy_trio.reload"],
     "alloy_trio.guards": PROMISED["alloy_trio.guards"],
+    "alloy_trio.remote": PROMISED["alloy_trio.remote"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
     "alloy_trio.fleet": PROMISED["alloy_trio.fleet"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",

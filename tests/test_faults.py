@@ -422,6 +422,29 @@ async def test_a_server_says_what_it_was_asked() -> None:
     assert server.connections == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        (b"garbage\r\n\r\n", b""),
+        (b"POST /v1 HTTP/1.1\r\ncontent-length: many\r\n\r\n", b""),
+        (b"POST /v1 HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", b"HTTP/1.1 411"),
+    ],
+    ids=["no HTTP", "no number", "chunks"],
+)
+async def test_a_client_that_asks_in_another_way_does_not_end_a_server(said: bytes, heard: bytes) -> None:
+    async with FaultServer() as server:
+        with trio.fail_after(10):
+            client = await trio.open_tcp_stream("127.0.0.1", int(server.url.split(":")[2].partition("/")[0]))
+            async with client:
+                await client.send_all(said)
+                answer = b"".join([data async for data in client])
+            assert answer.startswith(heard)
+            assert bool(answer) == bool(heard)
+            await server.wait_idle()
+        answered = await alloy_trio.run("Hi", provider=OpenAICompat("m", base_url=server.url))
+        assert answered.text == "Hello"
+
+
 async def test_a_refusal_takes_its_time_and_the_address_stays() -> None:
     """In the middle of a script, too: what was kept is closed, and nobody listens until the time is over."""
     async with FaultServer([None, Fault.refuse(0.1)]) as server:

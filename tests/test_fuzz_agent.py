@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import trio
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from scripts import (
     FOR_EVER,
@@ -28,10 +28,10 @@ from scripts import (
 )
 from test_swarm import Fragile
 
-from alloy_trio import Agent, AlloyError, Budget, Pending, Result, ToolUse, open_agent
+from alloy_trio import Agent, AlloyError, Budget, Pending, Result, Text, ToolUse, open_agent
 from alloy_trio.pubsub import PubSub
 from alloy_trio.supervision import open_supervisor
-from alloy_trio.testing import assert_no_orphans
+from alloy_trio.testing import assert_no_orphans, delay, error
 
 if TYPE_CHECKING:
     from alloy_trio import RunState
@@ -88,17 +88,19 @@ steps = st.builds(
 )
 
 
-def once_each(script: list[Reply]) -> list[Reply]:
-    """Leave no id for the server to give twice: the journal tells results apart by them."""
+def one_id(script: list[Reply]) -> list[Reply]:
+    """Give all calls the same id, as some servers do."""
     return [
-        attrs.evolve(each, pieces=tuple(attrs.evolve(p, id="") if isinstance(p, ToolUse) else p for p in each.pieces))
+        attrs.evolve(
+            each, pieces=tuple(attrs.evolve(p, id="call_0") if isinstance(p, ToolUse) else p for p in each.pieces)
+        )
         for each in script
     ]
 
 
 plans = st.builds(
     Plan,
-    script=scripts.map(once_each),
+    script=scripts | scripts.map(one_id),
     on_cancel=st.sampled_from(["keep", "keep", "rollback"]),
     max_pending=st.sampled_from([0, 1, 5]),
     timeout=st.sampled_from([None, None, 2.0]),
@@ -131,7 +133,7 @@ class World:
     published: list[Result] = attrs.field(factory=list)
     ends: Counter[str] = attrs.field(factory=Counter)
     said: Counter[str] = attrs.field(factory=Counter)  # remarks that were taken
-    lame: set[str] = attrs.field(factory=set)  # the store broke under a reset: the next request finds that out
+    asked: dict[str, str] = attrs.field(factory=dict)  # whom, by request
     ids: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -173,23 +175,21 @@ class World:
             except (AlloyError, Broken) as error:
                 self.ends[f"{step.verb}: {type(error).__name__}"] += 1
                 self.see(getattr(error, "result", None))
-            except RuntimeError as error:  # of the store, told to who asks for a reset
-                if (str(error), step.verb) != ("broken", "reset"):
-                    raise
-                self.lame.add(step.agent)
             else:
                 self.ends[step.verb] += 1
 
     async def do(self, step: Step, agent: Agent) -> None:  # noqa: C901, PLR0912 - a table of what can be done
         self.ids += 1
+        id_ = f"{self.ids}"
+        self.asked[id_] = step.agent
         match step.verb:
             case "chat":
                 with self.around:
-                    self.see(await agent.chat("go", request_id=f"{self.ids}"))
+                    self.see(await agent.chat(f"go {id_}.", request_id=id_))
             case "stream":
                 await self.watch(step, agent)
             case "send":
-                self.pending.append(await agent.send_message("go"))
+                self.pending.append(await agent.send_message(f"go {id_}.", request_id=id_))
             case "cancel":
                 for id_ in list(agent._core.requests)[-1:]:
                     await agent.cancel_request(id_)
@@ -230,7 +230,11 @@ class World:
             agent.deny(call.id) if denies else agent.approve(call.id)
 
     def see(self, result: Result | None) -> None:
-        """A result is valid, whatever it is of."""
+        """A result is valid, whatever it is of; nothing is left of a request that was to be undone."""
+        if result is not None and result.status == "cancelled":
+            name = self.asked.get(result.request_id or "")
+            if name is not None and self.plans[name].on_cancel == "rollback":
+                assert not any(f"go {result.request_id}." in message.text for message in result.messages)
         if result is not None and result.messages:
             check_messages(result.messages, Hands())
 
@@ -274,8 +278,7 @@ class World:
                 others.cancel_scope.cancel()
             self.check_remarks(program)
             for name, agent in self.agents.items():
-                if name not in self.lame:
-                    await self.check_at_rest(name, agent)
+                await self.check_at_rest(name, agent)
 
     async def check_at_rest(self, name: str, agent: Agent) -> None:
         """The agent is idle, its store says what it says, it goes on without a repair, and then, too."""
@@ -298,16 +301,52 @@ class World:
         """Each request has one end, each tool ran once for a call, and all runs were told of from start to end."""
         self.ears.check()
         assert all(each.is_done for each in self.pending)
+        for result in self.published:
+            self.see(result)
         ended = Counter(result.request_id for result in self.published)
         assert ended == Counter(each.request_id for each in self.pending)
-        for hands in self.hands.values():
+        for name, hands in self.hands.items():
             assert hands.under_way == 0
-            assert all(count == 1 for count in Counter(hands.begun).values())
+            assert Counter(hands.begun) <= self.providers[name].given
         for provider in self.providers.values():
             provider.check_growth(goes_back=True)
 
 
+CALM = Plan(
+    script=[],
+    on_cancel="keep",
+    max_pending=5,
+    timeout=None,
+    cents=None,
+    asks_person=False,
+    approval_timeout=None,
+)
+SLOW = Reply((delay(1.0), Text("Yes.")))
+
+
+def at(after: float, verb: str, patience: float = FOR_EVER) -> Step:
+    return Step(after=after, verb=verb, agent="a", patience=patience, interrupt=None, leaves_at=None)
+
+
 @settings(max_examples=3 * EXAMPLES)
+@example(  # a remark to a run that fails, or is at its end in this very moment
+    first=attrs.evolve(CALM, script=[Reply((delay(1.0), error(Broken("no"))))]),
+    second=CALM,
+    program=[at(0.0, "chat"), at(0.3, "steer")],
+)
+@example(
+    first=attrs.evolve(CALM, script=[SLOW]),
+    second=CALM,
+    program=[at(0.0, "chat"), *[at(1.0, "steer")] * 5],
+)
+@example(  # what is undone leaves nothing
+    first=attrs.evolve(CALM, script=[SLOW], on_cancel="rollback"),
+    second=CALM,
+    program=[at(0.0, "chat"), at(0.3, "cancel")],
+)
+@example(  # the store breaks under a reset
+    first=CALM, second=CALM, program=[at(0.0, "chat"), at(0.3, "break"), at(1.0, "reset"), at(1.0, "chat")]
+)
 @given(first=plans, second=plans, program=st.lists(steps, min_size=1, max_size=12))
 def test_two_agents_live_through_anything(first: Plan, second: Plan, program: list[Step]) -> None:
     world = World({"a": first, "b": second})

@@ -234,17 +234,32 @@ async def test_an_answer_of_a_type_is_no_call_that_acts() -> None:
     assert result.output == Hours(9)
 
 
-async def test_a_tool_of_the_provider_s_own_brings_data_from_outside(autojump_clock: object) -> None:
-    found = Message(
-        "assistant",
-        (ServerToolUse("s1", "web_search", {"query": "x"}), ServerToolResult("s1", {"content": WEB}), Text("So.")),
-    )
+async def test_a_tool_that_has_only_its_name_is_asked_about() -> None:
+    sent = []
+
+    @tool
+    async def final_answer(words: str) -> str:
+        """Send the answer to whoever asked."""
+        sent.append(words)
+        return "sent"
+
+    options = guarded([FETCH], [tool_call("final_answer", {"words": "x"})], text("Done"))
+    result = await run("Go", **{**options, "tools": [*options["tools"], final_answer]})
+    assert outcomes(result)[-1] == ("final_answer", "blocked")
+    assert not sent
+
+
+@pytest.mark.parametrize("result", [(ServerToolResult("s1", {"content": WEB}),), ()])  # as Claude, as OpenAI
+async def test_a_tool_of_the_provider_s_own_brings_data_from_outside(
+    result: tuple[ServerToolResult, ...], autojump_clock: object
+) -> None:
+    found = Message("assistant", (ServerToolUse("s1", "web_search", {"query": "x"}), *result, Text("So.")))
     options = guarded(Response(message=found, stop_reason=StopReason.END_TURN), [SEND], text("Done"))
     async with open_agent(**options) as agent:
         await agent.chat("Search")
         assert agent.export_session().metadata["has_outside_data"] is True
-        result, asked = await chat(agent, "no")
-    assert outcomes(result) == [("send", "blocked")]
+        answer, asked = await chat(agent, "no")
+    assert outcomes(answer) == [("send", "blocked")]
     assert asked == ["send"]
 
 
@@ -361,6 +376,9 @@ def test_what_is_data_from_outside() -> None:
     assert not has_outside_data(after("fetch", "cancelled"), tools)
     assert has_outside_data(after("unknown"), tools)
     assert has_outside_data(after("clock") + after("fetch"), tools)  # one id for two calls, as some servers have it
+    for names in (["fetch", "clock"], ["clock", "fetch"]):
+        calls = Message("assistant", [ToolUse("1", name, {}) for name in names])
+        assert has_outside_data([calls, Message("user", [ToolResult("1", "a"), ToolResult("1", "b")])], tools)
     assert not has_outside_data(after("clock") + after("clock"), tools)
 
 

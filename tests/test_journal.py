@@ -19,6 +19,7 @@ from alloy_trio import (
     AgentCrashed,
     AgentIdle,
     BlockCall,
+    Budget,
     Compaction,
     Message,
     ProviderError,
@@ -29,6 +30,7 @@ from alloy_trio import (
     Thinking,
     ToolContext,
     ToolUse,
+    UnknownPrice,
     open_agent,
     tool,
 )
@@ -195,6 +197,51 @@ async def test_wherever_the_log_ends_an_agent_goes_on(autojump_clock: object) ->
             assert agent.messages[: len(before)] == before
             await same(agent, cut)
     assert not ran
+
+
+async def test_two_calls_of_one_id_keep_their_results_apart(autojump_clock: object) -> None:
+    """Some servers call every call `call_0`. Wherever the log ends, each has its own result, or none."""
+    calls = [tool_call("work", {"n": n}, id="call_0") for n in (3, 1, 2)]
+    store = Log()
+    async with open_agent(
+        provider=ScriptedProvider([calls, "done"]), tools=[work], session_store=store, session_id="s"
+    ) as agent:
+        await agent.chat("go")
+        await same(agent, store)
+    restored = []
+    for records in store.states:
+        results = [r.text for message in (await after(records)).messages for r in message.tool_results]
+        if results and results not in restored:
+            restored.append(results)
+    assert restored == [
+        [RESTARTED, RESTARTED, RESTARTED],
+        [RESTARTED, "did 1", RESTARTED],
+        [RESTARTED, "did 1", "did 2"],
+        ["did 3", "did 1", "did 2"],
+    ]
+
+
+async def test_a_log_of_an_earlier_version_has_no_places(autojump_clock: object) -> None:
+    """Its results are found by their ids."""
+    store = Log()
+    async with open_agent(provider=ScriptedProvider(WORK), tools=[work], session_store=store, session_id="s") as agent:
+        await agent.chat("go")
+        await same(agent, store)
+    old = [Record(r.seq, r.kind, {k: v for k, v in r.data.items() if k != "place"}) for r in store.now]
+    assert (await after(old)).messages == agent.messages
+
+
+async def test_a_run_that_does_not_begin_leaves_nothing(autojump_clock: object) -> None:
+    """It was refused before anything was sent: what was asked is neither in the conversation nor in the log."""
+    store = Log()
+    async with open_agent(provider=ScriptedProvider(["one", "two"]), session_store=store, session_id="s") as agent:
+        await agent.chat("first")
+        with Budget(cents=1), pytest.raises(UnknownPrice):
+            await agent.chat("costly")
+        await same(agent, store)
+        await agent.chat("second")
+        await same(agent, store)
+        assert [message.text for message in agent.messages] == ["first", "one", "second", "two"]
 
 
 async def test_only_what_is_new_is_written(autojump_clock: object) -> None:

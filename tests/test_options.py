@@ -230,7 +230,7 @@ def test_opt_08_no_deadline_by_default() -> None:
         ({"model_metadata_overrides": {"m": {"suffix_patterns": [""]}}}, "has no limit"),
         ({"model_metadata_overrides": {5: 5}}, "name of a model"),
         # what a provider keeps, or runs
-        ({"provider_state": "resp_1"}, "provider_state='resp_1' has to be a mapping"),
+        ({"provider_state": "resp_1"}, "provider_state has to be a mapping, and is of type str"),
         ({"code_execution": "yes"}, "code_execution"),
         ({"code_execution": True}, "provider scripted has no sandbox"),
         # together

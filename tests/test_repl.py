@@ -665,10 +665,12 @@ def test_markdown_cannot_command_the_terminal(text: str) -> None:
 
 def test_a_question_hides_nothing_of_a_change(tmp_path: Path) -> None:
     (tmp_path / "x.sql").write_text("-- keep: audit\nselect 1;\n")
-    lines = diff("write", {"file_path": "x.sql", "content": "++ evil\nselect 1;\n" + "y" * 600}, tmp_path)
+    lines = diff("write", {"file_path": "x.sql", "content": "++ evil\nselect 1;\n" + "y" * 1200 + "z"}, tmp_path)
     assert "--- keep: audit" in lines
     assert "+++ evil" in lines
-    assert lines[-1].endswith("101 characters more")
+    assert [line[:3] for line in lines[-3:]] == ["+yy", "+… ", "+… "]
+    assert sum(line.count("y") for line in lines) == 1200
+    assert lines[-1].endswith("yz")
     edit = {"file_path": "x", "old_string": "a", "new_string": "b", "replace_all": True}
     assert diff("edit", edit, tmp_path)[0] == "(every occurrence)"
 

@@ -290,6 +290,10 @@ def test_the_whole_program_on_a_terminal(tmp_path: Path, monkeypatch: pytest.Mon
         ("edit", {"file_path": "a\n+b", "old_string": "x", "new_string": "y"}, "a␊+b"),
         ("edit", {"file_path": "f", "old_string": "x", "new_string": "y\u2066z"}, "+y⟨U+2066⟩z"),
         ("write", {"file_path": "new", "content": "ok\u00a0\ufeff"}, "+ok⟨U+00A0⟩⟨U+FEFF⟩"),
+        ("edit", {"file_path": "f", "old_string": "# a\ncheck()", "new_string": "# a\x0bcheck()"}, "+# a␋check()"),
+        ("edit", {"file_path": "f", "old_string": "# a\rcheck()", "new_string": "# a\ncheck()"}, "-# a␍check()"),
+        ("edit", {"file_path": "f", "old_string": "a\nb", "new_string": "a\nb\n"}, "+"),
+        ("write", {"file_path": "script", "content": "a\nb"}, "+b"),
         ("fetch", {"url": "https://a\u202e.example"}, '{"url":"https://a⟨U+202E⟩.example"}'),
     ],
 )
@@ -299,6 +303,12 @@ async def test_nothing_is_unseen_in_what_is_approved(
     assert line in subject(name, arguments, tmp_path)
     sheet, _ = await shown_plain(ApprovalRequested("1", name, arguments))
     assert line in sheet.split("\n")
+
+
+def test_a_change_of_line_ends_is_one(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"# a\r\ncheck()\n")
+    lines = subject("write", {"file_path": "f", "content": "# a\ncheck()\n"}, tmp_path)
+    assert lines[2:] == ["-# a␍", "+# a", " check()"]
 
 
 @given(st.text(), st.text(), st.text())

@@ -19,28 +19,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from commands import call, running, until, why_not
 
-from alloy_trio import InvalidOption, ToolContext, ToolError
+from alloy_trio import ToolError
 from alloy_trio.tools import Tool, bash_sandboxed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = os.geteuid() == 0
 PYTHON = {sys.prefix, sys.base_prefix}
 """What has to be read for our Python to run: it may be installed in somebody's home."""
 
 
-def why_not() -> str:
-    """Return why there can be no sandbox here, or nothing."""
-    try:
-        bash_sandboxed(readable=PYTHON)
-    except InvalidOption as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = why_not()
+WHY_NOT = why_not(readable=PYTHON)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no sandbox to be had: {WHY_NOT}")
 
 
@@ -49,39 +41,10 @@ def box() -> Tool:
     return bash_sandboxed(readable=PYTHON)
 
 
-async def call(root: Path, command: str, tool: Tool, **arguments: object) -> str:
-    """Call the tool as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    with trio.fail_after(60):
-        result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
 async def python(root: Path, program: str, tool: Tool, *arguments: object) -> str:
     """Run a program of Python in the sandbox; return what it has printed."""
     (root / "program.py").write_text(textwrap.dedent(program))
     return await call(root, " ".join([sys.executable, "-I", "program.py", *map(str, arguments)]), tool)
-
-
-def running(word: str) -> list[int]:
-    """Return the processes of this machine that have a word in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and word.encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):  # other processes set no Trio event
-        if condition():
-            return
-        await trio.sleep(0.01)
-    pytest.fail("it did not come to pass")
 
 
 # --- files
@@ -269,17 +232,23 @@ def victim() -> Iterator[subprocess.Popen[bytes]]:
 async def test_processes_outside_are_neither_seen_nor_reached(
     tmp_path: Path, box: Tool, victim: subprocess.Popen[bytes]
 ) -> None:
-    attempts = f"kill -9 {victim.pid} {os.getpid()} {os.getppid()}; cat /proc/{os.getpid()}/environ"
+    attempts = f"kill -9 {victim.pid}; cat /proc/{os.getpid()}/environ"
     result = await call(tmp_path, f"{attempts}; echo; cat /proc/*/cmdline | tr '\\0' ' '", box)
     assert "sleep" not in result
     assert max(int(line) for line in (await call(tmp_path, "ls /proc", box)).split() if line.isdigit()) < 30
     assert victim.poll() is None
 
 
+def namespace() -> Path:
+    """Return the name of that of our processes."""
+    return Path("/proc/self/ns/pid").readlink()
+
+
 async def test_a_signal_to_all_is_one_to_the_sandbox(
     tmp_path: Path, box: Tool, victim: subprocess.Popen[bytes]
 ) -> None:
-    await call(tmp_path, "sleep 60 & kill -9 -1; kill -9 1; kill -9 $$", box)
+    inside = f'test "$(readlink /proc/self/ns/pid)" != "{namespace()}" || exit 99'  # else it would be one to all
+    assert "exit code: 99" not in await call(tmp_path, f"{inside}; sleep 60 & kill -9 -1; kill -9 1; kill -9 $$", box)
     assert victim.poll() is None
 
 
@@ -457,6 +426,28 @@ async def test_what_is_on_the_terminal_of_ours_stays_out_of_reach(tmp_path: Path
 
 
 # --- the environment, room, and our own death
+
+
+async def test_what_runs_outside_has_no_variable_of_a_command(tmp_path: Path) -> None:
+    """Variables such as these make a program load what a command has left in the working directory."""
+    box = bash_sandboxed(env={"LD_LIBRARY_PATH": f"{tmp_path}/lib", "MARKED": "yes"})
+    assert f"{tmp_path}/lib yes" in await call(tmp_path, "echo $LD_LIBRARY_PATH $MARKED", box)
+    outside = await call(tmp_path, "cat /proc/1/environ /proc/1/cmdline", box)
+    assert "ALLOY_TRIO_COMMAND" in outside
+    assert "LD_LIBRARY_PATH" not in outside
+    assert "MARKED" not in outside
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "x\0--bind\0/\0/"}])
+async def test_a_variable_cannot_be_an_option_of_bubblewrap(tmp_path: Path, env: dict[str, str]) -> None:
+    with pytest.raises(ToolError, match="a variable of the environment"):
+        await call(tmp_path, "true", bash_sandboxed(env=env))
+
+
+async def test_any_number_of_variables(tmp_path: Path) -> None:
+    box = bash_sandboxed(env={f"V{number}": "x" * 1000 for number in range(200)})
+    with trio.fail_after(20):
+        assert "200000" in await call(tmp_path, "env | grep ^V | cut -d= -f2 | tr -d '\\n' | wc -c", box)
 
 
 async def test_the_environment_is_a_short_list(tmp_path: Path, box: Tool, monkeypatch: pytest.MonkeyPatch) -> None:

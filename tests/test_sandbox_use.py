@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -9,24 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from commands import call, running, why_not
 
-from alloy_trio import InvalidOption, ToolContext, ToolError
+from alloy_trio import InvalidOption, ToolError
 from alloy_trio.tools import Tool, bash, bash_sandboxed
+from alloy_trio.tools import _sandbox as sandbox_module
 from alloy_trio.tools._seccomp import filter_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = os.geteuid() == 0
-
-
-def why_not() -> str:
-    """Return why there can be no sandbox here, or nothing."""
-    try:
-        bash_sandboxed()
-    except InvalidOption as error:
-        return str(error)
-    return ""
 
 
 WHY_NOT = why_not()
@@ -36,26 +30,6 @@ SANDBOX = pytest.mark.skipif(bool(WHY_NOT), reason=f"no sandbox to be had: {WHY_
 @pytest.fixture(scope="module")
 def box() -> Tool:
     return bash_sandboxed()
-
-
-async def call(root: Path, command: str, tool: Tool, **arguments: object) -> str:
-    """Call the tool as a run would, in the directory `root`."""
-    ctx = ToolContext(working_directory=root)
-    with trio.fail_after(60):
-        result = await tool.execute(tool.parse({"command": command, **arguments}), ctx)  # type: ignore[misc]
-    assert isinstance(result, str)
-    return result
-
-
-def running(word: str) -> list[str]:
-    """Return the processes of this machine that have a word in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found += [str(path)] if word.encode() in path.read_bytes() else []
-        except OSError:
-            continue
-    return found
 
 
 def descriptors() -> int:
@@ -180,7 +154,7 @@ async def test_the_working_directory_may_be_a_link(tmp_path: Path, box: Tool) ->
 @pytest.mark.parametrize("place", ["/", "~", "/tmp", "/run", "/proc/self", "/dev"])
 async def test_a_working_directory_that_would_open_what_is_hidden_is_refused(box: Tool, place: str) -> None:
     path = Path.home() if place == "~" else Path(place)
-    with pytest.raises(ToolError, match="hides"):
+    with pytest.raises(ToolError, match=r"hides|kernel's"):
         await call(path, "touch was-here", box)
 
 
@@ -218,6 +192,26 @@ async def test_it_works_where_many_descriptors_are_open(tmp_path: Path, box: Too
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in opened:
             os.close(each)
+
+
+@SANDBOX
+async def test_where_no_descriptor_is_left_a_command_ends_all_the_same(
+    tmp_path: Path, box: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    pidfd_open = os.pidfd_open
+
+    def one_only(pid: int) -> int:
+        opened.append(pid)
+        if len(opened) > 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return pidfd_open(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", one_only)
+    seconds = f"62.{uuid.uuid4().int % 10**12}"
+    assert "hi\nexit code: 0" in await call(tmp_path, f"setsid sleep {seconds} & echo hi", box)
+    assert len(opened) > 1
+    assert not running(seconds)
 
 
 @SANDBOX
@@ -294,6 +288,9 @@ def test_configure_does_not_lead_out_of_it(options: dict[str, object]) -> None:
         {"writable": ["/"]},
         {"readable": ["/no/such/place"]},
         {"hidden": ["/no/such/place"]},
+        {"writable": ["/dev"]},
+        {"readable": ["/proc/self"]},
+        {"network": "no"},
         {"tmp_size": 0},
         {"memory": 0},
         {"timeout": 0},
@@ -303,6 +300,23 @@ def test_configure_does_not_lead_out_of_it(options: dict[str, object]) -> None:
 def test_options_that_cannot_be_right_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
         bash_sandboxed(**options)  # type: ignore[arg-type]
+
+
+@SANDBOX
+@pytest.mark.parametrize("is_writable", [False, True])
+async def test_secrets_of_the_system_are_hidden_in_what_can_be_written(
+    is_writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "shadow").write_text("tweet")
+    (tmp_path / "spool" / "work").mkdir(parents=True)
+    (tmp_path / "spool" / "mail").write_text("tweet")
+    monkeypatch.setattr(sandbox_module, "_SECRETS", (f"{tmp_path}/etc/shadow", f"{tmp_path}/spool"))
+    box = bash_sandboxed(writable=[tmp_path / "etc"] if is_writable else [])
+    assert "tweet" not in await call(tmp_path / "etc", "cat shadow; touch made", box)
+    assert (tmp_path / "etc" / "made").exists()
+    with pytest.raises(ToolError, match=r"hides: .*/spool"):
+        await call(tmp_path / "spool" / "work", "cat ../mail", box)
 
 
 # --- where it cannot be had

@@ -46,7 +46,7 @@ from alloy_trio.repl._export import to_markdown
 from alloy_trio.sessions import JSONLStore, MemoryStore, SQLiteStore
 from alloy_trio.telemetry import add_instrument, remove_instrument
 from alloy_trio.testing import ScriptedProvider, text, tool_call
-from alloy_trio.tools import bash
+from alloy_trio.tools import Tool, bash, bash_sandboxed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -72,7 +72,7 @@ WIRES: list[Wire] = [Anthropic, OpenAI, OpenAICompat]
 SECRETS: dict[str, Any] = {
     "api_key": KEY,
     "extra_headers": {"x-my-token": f"Bearer {IN_HEADER}"},
-    "extra_body": {"gateway": {"token": IN_BODY}},
+    "extra_body": {"gateways": [{"auth": {"tokens": ["none", IN_BODY]}}]},
 }
 
 
@@ -253,7 +253,7 @@ def echo(status: str, form: str = "json") -> Callable[[Connection], Any]:
                     continue
                 case _:
                     body = f"data: {heard}\n\n".encode()
-            await connection.send(http(body, status))
+            await connection.send(http(body, status, x_request_id=KEY))
 
     return handle
 
@@ -512,6 +512,60 @@ async def test_what_bash_is_given_and_does_not_print(tmp_path: Path, caplog: pyt
         assert "there" in repr(watch.heard)
         assert "missing" in repr(watch.heard)
         assert_quiet(watch.everything())
+
+
+@pytest.mark.parametrize("is_sandboxed", [False, True])
+async def test_a_command_that_is_cut_shows_no_environment(
+    is_sandboxed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what was given to it, nor what it has inherited."""
+    if is_sandboxed:
+        shell = _sandboxed(env={"DEPLOY": KEY})
+    else:
+        monkeypatch.setenv("INHERITED", IN_CLIENT)
+        shell = bash.configure(env={"DEPLOY": KEY})
+    calls = [tool_call("bash", {"command": "touch ready; sleep 60"})]
+    cut: list[BaseException] = []
+
+    async def run_it() -> None:
+        try:
+            await run("Go", provider=ScriptedProvider([calls]), tools=[shell], working_directory=tmp_path)
+        except (trio.Cancelled, BaseExceptionGroup) as error:
+            cut.append(error)
+            raise
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_it)
+            while not (tmp_path / "ready").exists():  # noqa: ASYNC110 - another process makes it
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    ours = [frame.f_code.co_name for each in chain(cut[0]) for frame, _ in traceback.walk_tb(each.__traceback__)]
+    assert "_in_bash" in ours
+    assert_quiet(told(cut[0]))
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": -1}, {"memory": 0}, {"max_timeout": 1}])
+def test_a_command_s_options_that_cannot_be(wrong: dict[str, Any]) -> None:
+    """Nor is the environment shown by an option beside it that is wrong."""
+    with failing(InvalidOption):
+        bash.configure(env={"DEPLOY": KEY}, **wrong)
+    _sandboxed()
+    with failing(InvalidOption):
+        bash_sandboxed(env={"DEPLOY": KEY}, **wrong)
+
+
+def _sandboxed(**options: Any) -> Tool:
+    try:
+        return bash_sandboxed(**options)
+    except InvalidOption as error:
+        pytest.skip(str(error))
+
+
+def test_a_context_that_is_no_mapping() -> None:
+    """It is somebody's secret all the same."""
+    with failing(InvalidOption):
+        run_sync("Go", provider="demo", context=KEY)  # type: ignore[call-overload]
 
 
 async def test_deps_and_context_that_no_tool_tells(caplog: pytest.LogCaptureFixture) -> None:

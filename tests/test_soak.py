@@ -14,6 +14,7 @@ def test_what_does_not_add_up_is_said() -> None:
     count = soak.Count(made=3, sent={"a", "b"})
     count.ends["answered"] = 2
     count.published.update(["a", "a"])
+    count.settle()
     assert count.faults() == [
         "1 requests have no end",
         "1 results were published more than once",

@@ -192,6 +192,16 @@ async def test_one_call_is_cancelled_and_its_siblings_live_on(autojump_clock: ob
         await agent.cancel_tool("a")
 
 
+async def test_of_two_calls_with_one_id_the_open_one_is_cancelled(autojump_clock: object) -> None:
+    calls = [tool_call("wait", {"seconds": 1}, id="a"), tool_call("wait", {"seconds": 60}, id="a")]
+    async with open_agent(provider=ScriptedProvider([calls, "done"]), tools=[wait]) as agent:
+        pending = await agent.send_message("go")
+        await trio.sleep(3)
+        assert await agent.cancel_tool("a")
+        result = await pending.result()
+    assert [call.outcome for call in result.tool_calls] == ["ok", "cancelled"]
+
+
 async def test_a_call_that_returns_all_the_same_is_ok(autojump_clock: object) -> None:
     """Its effects are real: `cancel_tool` says that it has not ended it."""
 

@@ -319,6 +319,31 @@ async def test_dynamic_children(autojump_clock: object) -> None:
         await supervisor.start_child(on.spec("c"))
 
 
+async def test_what_nobody_waits_for_any_more_is_not_done(autojump_clock: object) -> None:
+    """An order that has not begun is taken back with the cancel of who gave it; one that has begun is carried out."""
+
+    async def slow(*, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    specs = [ChildSpec(id=name, start=slow) for name in "ab"]
+    async with open_supervisor(specs) as supervisor, trio.open_nursery() as nursery:
+
+        async def terminate(name: str) -> None:
+            with trio.move_on_after(1):
+                await supervisor.terminate_child(name)
+
+        nursery.start_soon(terminate, "a")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(terminate, "b")
+        await trio.sleep(20)
+        assert [child.state for child in supervisor.which_children()] == ["down", "up"]
+
+
 async def test_all_specs_are_checked_before_anything_starts() -> None:
     on = Stage()
     for specs, word in (

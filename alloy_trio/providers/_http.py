@@ -196,7 +196,7 @@ class HTTPProvider(abc.ABC):
 
     async def _exchange(self, call: Call, emit: Emit | None) -> Response:
         reply: Reply | None = None
-        reply_id = None
+        reply_id = ""
         outer = sys.exception()
         try:
             try:
@@ -207,7 +207,9 @@ class HTTPProvider(abc.ABC):
                 raise self._refused(reply, call.path, await _read_error(reply))
             except (ExchangeError, ProviderError) as failure:
                 if reply is not None:
-                    reply_id = reply.headers.get("request-id") or reply.headers.get("x-request-id")
+                    reply_id = self._redacted(
+                        reply.headers.get("request-id") or reply.headers.get("x-request-id") or ""
+                    )
                 if isinstance(failure, ExchangeError):
                     raise self._failed(failure) from failure.__cause__ or failure
                 raise
@@ -218,7 +220,7 @@ class HTTPProvider(abc.ABC):
             hush(error, outer, self._redacted)
             if isinstance(error, ProviderError):
                 error.provider, error.model = error.provider or self.name, error.model or self.model
-                error.request_id = error.request_id or reply_id
+                error.request_id = self._redacted(error.request_id or reply_id) or None
             raise error.with_traceback(None)  # noqa: B904 - the same error
 
     async def _post(self, call: Call) -> Reply:

@@ -77,8 +77,9 @@ def basic(url: str) -> str:
 def named(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield the values of those fields that are secret by their name, without a scheme (`Bearer`) ahead of them."""
     for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from named(value)
+        if isinstance(value, dict | list):
+            for each in value if isinstance(value, list) else [value]:
+                yield from named(each) if isinstance(each, dict) else named({name: each})
         elif isinstance(value, str) and value.strip() and _NAME.search(name):
             yield value.split()[-1]
 

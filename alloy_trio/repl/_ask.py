@@ -11,6 +11,7 @@ from ..providers._json import decode, encode
 from ._text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .._gate import BlockCall, EditCall
@@ -44,14 +45,29 @@ def diff(name: str, arguments: JSONObject, directory: Path) -> list[str]:
         return []
     if not isinstance(before, str) or not isinstance(after, str):
         return []
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=2)
-    changes = [_cut(line) for line in list(lines)[2:]]  # without the names of the files
+    lines = list(difflib.unified_diff(_lines(before, after), _lines(after, before), lineterm="", n=2))
+    changes = [piece for line in lines[2:] for piece in _pieces(line)]  # without the names of the files
     return ["(every occurrence)", *changes] if changes and arguments.get("replace_all") else changes
 
 
-def _cut(line: str) -> str:
-    rest = len(line) - _LONGEST_LINE
-    return line if rest <= 0 else f"{line[:_LONGEST_LINE]} … {rest} characters more"
+def _lines(text: str, other: str) -> list[str]:
+    """
+    Return the lines of a text that is compared with another.
+
+    Only a line feed ends one. What else Python takes for a line's end stays in it, to be seen: programs differ there, and
+    what is a comment for us may be a command for them. An end that one of the two lacks is an empty line of the other.
+    """
+    if not text:
+        return []
+    alike = not other or text.endswith("\n") == other.endswith("\n")
+    return (text.removesuffix("\n") if alike else text).split("\n")
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """Yield a line of a diff, in several if it is long: so it can be folded, and seen in full."""
+    yield line[:_LONGEST_LINE]
+    for start in range(_LONGEST_LINE, len(line), _LONGEST_LINE):
+        yield f"{line[0]}… {line[start : start + _LONGEST_LINE]}"
 
 
 def subject(name: str, arguments: JSONObject, directory: Path) -> list[str]:
@@ -87,7 +103,7 @@ def edited(call: ToolUse, text: str) -> dict[str, Any]:
 def _content(path: Path) -> str:
     try:
         if path.is_file() and path.stat().st_size <= _MAX_FILE:
-            return path.read_text(encoding="utf-8", errors="replace")
+            return path.read_bytes().decode("utf-8", "replace")  # with the line ends that it has
     except OSError:
         pass
     return ""

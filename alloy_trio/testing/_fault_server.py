@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MOMENT: Final = 0.01  # seconds in which what was sent arrives, before a reset takes away what has not
 _HERE: Final = "127.0.0.1"
+_NO_LENGTH: Final = b"HTTP/1.1 411 Length Required\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)  # a close is a reset
 
 
@@ -56,7 +57,8 @@ class FaultServer:
     A server on this machine that follows a script of faults, one a request, and answers well when it is at its end.
 
     It speaks Chat Completions, Anthropic's Messages and OpenAI's Responses: the path of a request says which. It is up in the
-    body of its `async with`, and only there. It never checks a key, and never talks to anybody but this machine.
+    body of its `async with`, and only there. It never checks a key, and never talks to anybody but this machine. A request
+    has to have a length: one in chunks is refused (411), and on what is no HTTP it hangs up.
 
     Args:
         script: The faults, first one first, and maybe without an end; None for a request that is answered well.
@@ -196,19 +198,26 @@ class _Connection:
         return bool(data)
 
     async def request(self) -> Asked | None:
-        """Wait for a whole request; None where the client hangs up instead."""
+        """Wait for a whole request; None where the client hangs up, or what it says is no request that is read here."""
         while b"\r\n\r\n" not in self._read:
             if not await self._more():
                 return None
         head, _, self._read = self._read.partition(b"\r\n\r\n")
         line, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
-        size = int(headers.get("content-length", 0))
+        try:
+            _, path, _ = line.split(" ")
+            size = int(headers.get("content-length", 0))
+        except ValueError:
+            return None
+        if "transfer-encoding" in headers:
+            await self._send(_NO_LENGTH)
+            return None
         while len(self._read) < size:
             if not await self._more():
                 return None
         body, self._read = self._read[:size], self._read[size:]
-        return Asked(line.split(" ")[1], headers, _read(body))
+        return Asked(path, headers, _read(body))
 
     async def send(self, answer: Answer, fault: Fault) -> bool:
         """Send what is to be sent, and return whether all of it was."""

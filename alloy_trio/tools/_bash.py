@@ -50,7 +50,7 @@ class Shell:
     restricted: bool = False
     timeout: float = 120.0
     max_timeout: float = 600.0
-    env: Mapping[str, str | None] = attrs.field(factory=dict, repr=False)
+    env: Mapping[str, str | None] = attrs.field(factory=Discreet, repr=False)
     inherit_env: Literal["no_secrets", "all"] = "no_secrets"
     executor: Executor | None = None
     limits: Limits = attrs.field(factory=Limits)
@@ -196,6 +196,7 @@ class Bash(Tool):
         Raises:
             InvalidOption: A value that cannot be right.
         """
+        env = None if env is None else Discreet(env)
         changes: dict[str, Any] = {
             "restricted": restricted,
             "timeout": timeout,

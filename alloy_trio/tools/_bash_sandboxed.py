@@ -9,9 +9,10 @@ import shutil
 from typing import TYPE_CHECKING
 
 from .._errors import InvalidOption
+from .._util import Discreet
 from ._bash import Bash, Shell, execution
 from ._limits import Limits
-from ._sandbox import Sandbox, is_in, places, probed
+from ._sandbox import KERNEL, Sandbox, is_in, places, probed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,6 +37,8 @@ def _resolved(name: str, paths: Iterable[str | Path]) -> tuple[str, ...]:
     for path in found:
         if path == "/" or not os.path.exists(path):  # noqa: PTH110
             raise InvalidOption(f"bash_sandboxed: {name} has {path}, which is not there or is the root; leave it out")
+        if name != "hidden" and any(is_in(path, each) for each in KERNEL):
+            raise InvalidOption(f"bash_sandboxed: {name} has {path}: of {', '.join(KERNEL)} the sandbox has its own")
     return tuple(found)
 
 
@@ -58,17 +61,20 @@ def bash_sandboxed(
     Return a `bash` that runs each command in a sandbox of its own, by bubblewrap (`bwrap`); for Linux.
 
     A command writes in the working directory alone, and in /tmp and an empty home that last as long as it does. It
-    reads the system, but nothing else of the user's: /home, /root, /run, /tmp, /mnt, /media and known secrets of the
-    system are empty. It has no network, no privileges, no other processes in sight, no environment but PATH, language,
+    reads the system, but nothing else of the user's: /home, /root, /run, /tmp, /mnt, /media are empty, and so are known
+    secrets of the system, or they cannot be opened. It has no network, no privileges, no other processes in sight, no environment but PATH, language,
     time zone, terminal and user's name. Nothing of it runs after it has ended, not even a daemon. What it puts into
     the working directory stays there, for you to run or not.
+
+    This is for commands: `read`, `write` and `edit` run outside, and heed `allowed_paths` alone. Relative paths begin at
+    the current directory of this call, not at the working directory of a run.
 
     Args:
         network: Whether commands have the network, all of it: this machine's own services as well.
         writable: More directories that can be written.
         readable: What of the hidden places can be read, as `~/.cargo`; in a writable directory: what of it cannot be
             written, as `.git/hooks`.
-        hidden: Files and directories that are empty, as a project's `.env`.
+        hidden: Directories that are empty, and files that cannot be opened, as a project's `.env`.
         env: Variables to set, or with None to remove.
         timeout: Seconds for a command where the model asks for no time of its own.
         max_timeout: Seconds that the model can get at most.
@@ -83,6 +89,7 @@ def bash_sandboxed(
         InvalidOption: An option cannot be right, or there can be no sandbox here: there is no `bwrap`, or it must not
             make namespaces. It is tried, once for the same options; there is no falling back to less.
     """
+    env = Discreet(env or {})
     program = shutil.which("bwrap")
     if program is None:
         raise InvalidOption(
@@ -91,6 +98,8 @@ def bash_sandboxed(
         )
     if tmp_size < 1:
         raise InvalidOption(f"bash_sandboxed: tmp_size is a number of bytes from 1, got {tmp_size!r}")
+    if not isinstance(network, bool):
+        raise InvalidOption(f"bash_sandboxed: network is True or False, got {network!r}")
     roots = _resolved("writable", writable)
     homes = _homes()
     sandbox = Sandbox(
@@ -104,6 +113,6 @@ def bash_sandboxed(
         tmp_size=tmp_size,
     )
     limits = Limits(memory=memory, processes=processes, cpu_seconds=cpu_seconds, file_size=file_size)
-    shell = Shell(timeout=timeout, max_timeout=max_timeout, env=env or {}, sandbox=sandbox, limits=limits)
+    shell = Shell(timeout=timeout, max_timeout=max_timeout, env=env, sandbox=sandbox, limits=limits)
     probed(sandbox, limits)
     return Bash(name="bash", concurrent=False, timeout=math.inf, shell=shell, **execution(shell))

@@ -106,7 +106,8 @@ class Batch:
         Raises:
             LookupError: There is no such call.
         """
-        invocation = next((i for i in self._invocations if i.use.id == use_id), None)
+        named = [i for i in self._invocations if i.use.id == use_id]  # servers give an id twice: then one that is open
+        invocation = next((i for i in named if i.outcome is None), named[0] if named else None)
         if invocation is None:
             raise LookupError(f"no call {use_id!r:.100} is under way; those that are: {', '.join(self.open_calls)}")
         runs = invocation.scope is not None

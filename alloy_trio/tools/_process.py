@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from .._util import Discreet
 from ._spawn import Spawned
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ class Command:
     code: int | None = None
 
 
-def marked(env: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def marked(env: Mapping[str, str]) -> tuple[str, Discreet[str]]:
     """Return a mark for a command, and `env` with it; a command within a command has the marks of both."""
     mark = uuid.uuid4().hex
-    return mark, {**env, _MARK: f"{os.environ.get(_MARK, '')} {mark}".strip()}
+    return mark, Discreet({**env, _MARK: f"{os.environ.get(_MARK, '')} {mark}".strip()})
 
 
 async def run_command(
@@ -250,7 +251,8 @@ def _groups(session: int, mark: str) -> Iterator[int]:
     """
     Yield the process groups of a command in which something runs; zombies do not. One may come several times.
 
-    Those of its session, and those of processes with its mark. Without /proc: the session's first group.
+    Those of its session, and those of processes with its mark. Without /proc, or a descriptor to read it by: the
+    session's first group.
 
     While we look, one may fork and exit, and its child not be in the list that we had. So we look again at what is new
     until nothing is: a process that then lives was in a list, and has been looked at, unless numbers came round. What
@@ -264,7 +266,7 @@ def _groups(session: int, mark: str) -> Iterator[int]:
                 return
             yield from (group for each in new if (group := _group_in(int(each), session, token)) is not None)
             seen |= new
-    except FileNotFoundError:
+    except OSError:
         yield from [session] if _signal(session, 0) else []
 
 

@@ -2,8 +2,9 @@
 Commands in a sandbox of bubblewrap's, for Linux.
 
 What a command sees is built anew for each: the whole file system read-only, over it empty directories where secrets and
-sockets of others are (`_HIDDEN`, and the user's home), over these what is to be seen in spite of that, last what the
-user hides. The order of the mounts is the meaning: later ones lie over earlier ones.
+sockets of others are (`_HIDDEN`, and the user's home), over these what can be written in spite of that, then nothing where
+known secrets of the system are, what is to be read in spite of that, last what the user hides. The order of the mounts is
+the meaning: later ones lie over earlier ones.
 
 The paths of the mounts are resolved outside, where links count for real, and a command that can write in a directory could
 leave a link in it for the mounts of the next command to follow. So nothing below a writable directory is mounted
@@ -12,6 +13,9 @@ after it that could change them meanwhile.
 
 The first process of a sandbox ends after all others in it. bubblewrap says which it is (`--info-fd`) before it lets the
 command start, so that nothing in the sandbox can hide it from us; to kill it is to end the sandbox.
+
+bubblewrap itself, and the shell that starts it, run outside. They have no variable of the command's environment: one like
+LD_LIBRARY_PATH could make them load what a command has left in the working directory.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import attrs
 import trio
 
 from .._errors import InvalidOption, ToolError
+from .._util import Discreet
 from ._limits import Limits, is_root
 from ._process import Command, attend, end, marked
 from ._seccomp import filter_program
@@ -55,7 +60,7 @@ _NAMESPACES = (
 _ENDED_FIRST = ("/bin/sh", "-c", 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
 """Starts a command that the kernel ends before others where memory runs out."""
 
-_KERNEL = ("/proc", "/sys", "/dev")
+KERNEL = ("/proc", "/sys", "/dev")
 _PROBE_SECONDS = 20
 _COUNT_EVERY = 0.05
 _WHAT_TO_DO = (
@@ -107,8 +112,7 @@ class Sandbox:
         Raises:
             ToolError: Its directories are not what they were, or it had too many processes.
         """
-        mark, environment = marked(self.environment(env))
-        with self._started(self._working(cwd), argv, limits, environment, mark) as box:
+        with self._started(self._mounts(self._working(cwd)), _within(limits, argv), self.environment(env)) as box:
             try:
                 with trio.move_on_after(seconds):
                     await box.attend(sink, limits.processes if is_root() else None)
@@ -122,17 +126,17 @@ class Sandbox:
         return box.command.code
 
     @contextlib.contextmanager
-    def _started(
-        self, working: list[str], argv: list[str], limits: Limits, env: Mapping[str, str], mark: str
-    ) -> Iterator[_Box]:
+    def _started(self, mounts: list[str], argv: list[str], env: Mapping[str, str]) -> Iterator[_Box]:
+        mark, outside = marked({})
         with contextlib.ExitStack() as stack:
             told, tells = _pipe(stack)
             with contextlib.ExitStack() as given:
                 given.callback(os.close, tells)
                 filters = _readable(given, filter_program())
-                options = ["--info-fd", str(tells), "--seccomp", str(filters)]
-                line = [*_ENDED_FIRST, self.program, *self._mounts(working), *options, "--", *_within(limits, argv)]
-                process = spawn(line, env=env, cwd="/", pass_fds=(tells, filters))
+                variables = _readable(given, _setting(env))
+                options = ["--info-fd", str(tells), "--seccomp", str(filters), "--args", str(variables)]
+                line = [*_ENDED_FIRST, self.program, *mounts, *options, "--", *argv]
+                process = spawn(line, env=outside, cwd="/", pass_fds=(tells, filters, variables))
             stack.callback(process.close)
             box = _Box(Command(process, mark), told)
             stack.callback(box.close)
@@ -164,11 +168,11 @@ class Sandbox:
             said = done.stderr.decode(errors="replace").strip()
             raise InvalidOption(f"bash_sandboxed cannot work here: {said}. {_WHAT_TO_DO}")
 
-    def environment(self, env: Mapping[str, str | None]) -> dict[str, str]:
+    def environment(self, env: Mapping[str, str | None]) -> Discreet[str]:
         """Return what a command gets: a short list of ours, and what the user gives."""
         ours = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
         merged = {**ours, "HOME": self.home, **env}
-        return {name: value for name, value in merged.items() if value is not None}
+        return Discreet({name: value for name, value in merged.items() if value is not None})
 
     def _mounts(self, working: list[str]) -> list[str]:
         """Return bubblewrap's arguments; `working` are those for the working directory."""
@@ -180,10 +184,10 @@ class Sandbox:
             ("--remount-ro", "/proc"),  # bubblewrap leaves /proc/sys open where we are root
             ("--dev", "/dev", *size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),  # noqa: S108 - of the sandbox
             *((*size, "--tmpfs", each) for each in self.empty),
-            *(_cover(each) for each in _system_secrets()),
             *(("--ro-bind", each, each) for each in _resolver(network=self.network)),
             *(("--bind", each, each) for each in self.writable),
             working,
+            *(_cover(each) for each in _system_secrets()),  # also where they lie in what can be written
             *(("--ro-bind", each, each) for each in self.readable),
             *(_cover(each) for each in self.hidden),
             *(("--remount-ro", each) for each in self.empty if each not in {self.home, "/tmp"}),  # noqa: S108
@@ -197,10 +201,15 @@ class Sandbox:
         if not os.path.isdir(given):  # noqa: PTH112
             raise ToolError(f"The working directory {cwd} is missing; the command was not run.")
         real = self._same(given)
-        if any(is_in(each, real) for each in self.empty) or any(is_in(real, each) for each in _KERNEL):
+        if any(is_in(real, each) for each in KERNEL):
             raise ToolError(
-                f"The working directory {cwd} has places in it that the sandbox hides, as {self.home}; the command was "
-                "not run. Work in a directory of the project's own, or name this one in `writable`."
+                f"The working directory {cwd} is the kernel's; the command was not run. Work in another one."
+            )
+        hides = [each for each in self.empty if is_in(each, real)]
+        if hides := [*hides, *(each for each in _system_secrets() if is_in(real, each))]:
+            raise ToolError(
+                f"The working directory {cwd} lies in, or has in it, what the sandbox hides: {', '.join(hides)}; the "
+                "command was not run. Work in a directory of the project's own, or name this one in `writable`."
             )
         parent = os.path.realpath(os.path.dirname(given))  # noqa: PTH120
         link = os.path.join(parent, os.path.basename(given))  # noqa: PTH118, PTH119
@@ -238,9 +247,10 @@ class _Box:
         """Take what bubblewrap has told by now."""
         if self.command.first is not None:
             return
-        with contextlib.suppress(BlockingIOError, ProcessLookupError):
-            if found := re.search(rb'"child-pid": (\d+)', os.read(self.told, 4096)):
+        with contextlib.suppress(OSError):  # it has told nothing, or ended; without a descriptor left, marks have to do
+            if not self.number and (found := re.search(rb'"child-pid": (\d+)', os.read(self.told, 4096))):
                 self.number = int(found[1])
+            if self.number:
                 self.command.first = os.pidfd_open(self.number)
 
     async def _count(self, most: int | None, scope: trio.CancelScope) -> None:
@@ -279,12 +289,22 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _readable(stack: contextlib.ExitStack, data: bytes) -> int:
-    """Return a descriptor from which a little data can be read."""
-    reads, writes = os.pipe()
-    stack.callback(os.close, reads)
-    with os.fdopen(writes, "wb") as file:
+    """Return a descriptor from which data can be read."""
+    descriptor = os.memfd_create("alloy_trio")  # a pipe would hold us up where it is full
+    stack.callback(os.close, descriptor)
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(data)
-    return reads
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _setting(env: Mapping[str, str]) -> bytes:
+    """Return bubblewrap's arguments (`--args`) that set an environment: on its command line everybody could read it."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError("a variable of the environment has no name, or an = in it, or a NUL")
+    words = (word for variable in env.items() for word in ("--setenv", *variable))
+    return b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
 def _within(limits: Limits, argv: list[str]) -> list[str]:

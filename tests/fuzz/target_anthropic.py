@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kit import check_wire
+from fuzz_kit import check_wire
 from test_anthropic import MESSAGES, as_stream, sse
 
 from alloy_trio.providers import Anthropic

@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from kit import check_wire
+from fuzz_kit import check_wire
 from test_openai_compat import answer, as_stream, chunk, function, sse
 
 from alloy_trio.providers import OpenAICompat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit import cut
+from fuzz_kit import cut
 from test_http1 import BLANK_END, CHUNKS, EARLY, END, LENGTH, REFUSED, A, answer, is_odd, ours, theirs
 
 SEEDS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kit import cut
+from fuzz_kit import cut
 
 from alloy_trio.repl._markdown import Blocks, render
 from alloy_trio.repl._text import harmless

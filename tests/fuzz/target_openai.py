@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kit import check_wire
+from fuzz_kit import check_wire
 from test_openai import RICH, called, cut, events_of, refused, reply, said, sse
 
 from alloy_trio.providers import OpenAI

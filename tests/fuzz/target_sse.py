@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit import cut
+from fuzz_kit import cut
 from test_sse import BOM, DOCUMENT, parse, reference
 
 from alloy_trio.providers._sse import SSEParser

@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 import pytest
+from fuzz_kit import NAMES, cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import NAMES, cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable

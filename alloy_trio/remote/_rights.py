@@ -1,0 +1,78 @@
+"""Who may come in, and what for."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import attrs
+
+from .._errors import InvalidOption
+
+
+def _names(names: Iterable[str] | None) -> frozenset[str] | None:
+    if isinstance(names, str):
+        raise InvalidOption(f"agents={names!r:.100} is one text: give a list of names")
+    return None if names is None else frozenset(names)
+
+
+@attrs.frozen(kw_only=True)
+class Permissions:
+    """
+    What the holder of a token may do.
+
+    Attributes:
+        agents: The names of the agents that it may reach; None for all.
+        read_only: Whether it may only look: read conversations and states, and subscribe.
+        topics: Whether it may subscribe to any topic. Else it is to those of the agents that it may reach.
+    """
+
+    agents: frozenset[str] | None = attrs.field(default=None, converter=_names)
+    read_only: bool = False
+    topics: bool = attrs.field(default=attrs.Factory(lambda self: self.agents is None, takes_self=True))
+
+    def allows(self, name: str) -> bool:
+        """Whether an agent may be reached."""
+        return self.agents is None or name in self.agents
+
+
+Tokens: TypeAlias = str | Mapping[str, Permissions]
+
+
+def _text(token: object) -> str:
+    return token if isinstance(token, str) else ""
+
+
+class Doors:
+    """
+    The tokens of a server. Never in a repr.
+
+    Raises:
+        InvalidOption: There is none, or one that guesses itself.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        given = {tokens: Permissions()} if isinstance(tokens, str) else dict(tokens)
+        if not given:
+            raise InvalidOption("no token, no service: give token=, a text that nobody can guess, or several")
+        for token, permissions in given.items():
+            if len(_text(token)) < _SHORTEST:
+                raise InvalidOption(
+                    f"a token has to be text of {_SHORTEST} characters at least: secrets.token_urlsafe()"
+                )
+            if not isinstance(permissions, Permissions):
+                raise InvalidOption(f"a token leads to Permissions(…), not to {permissions!r:.100}")
+        self._known = [(token.encode(), permissions) for token, permissions in given.items()]
+
+    def open(self, authorization: bytes) -> Permissions | None:
+        """Return what a header allows, if anything; takes the same time whichever token it is, and if it is none."""
+        scheme, _, given = authorization.partition(b" ")
+        found = None
+        for token, permissions in self._known:
+            if hmac.compare_digest(token, given.strip()):
+                found = permissions
+        return found if scheme.lower() == b"bearer" else None
+
+
+_SHORTEST = 16
