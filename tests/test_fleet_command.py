@@ -69,7 +69,9 @@ class TestWorker:
     ) -> None:
         """With a Redis there, the blocks run that need one."""
         page = (HERE.parent / "docs" / "howto" / "fleet.md").read_text(encoding="utf-8")
-        blocks = re.findall(r"^```python\n(.*?)^```$", page.replace("redis://localhost:6379", server.url), re.MULTILINE | re.DOTALL)
+        blocks = re.findall(
+            r"^```python\n(.*?)^```$", page.replace("redis://localhost:6379", server.url), re.MULTILINE | re.DOTALL
+        )
         _, module, ask, converse = blocks
         (tmp_path / "my_agents.py").write_text(module, encoding="utf-8")
         monkeypatch.chdir(tmp_path)

@@ -8,9 +8,9 @@ import pytest
 import trio
 from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
 
-from alloy_trio import InvalidOption, Result, open_agent
+from alloy_trio import AgentConfig, InvalidOption, Result, open_agent
 from alloy_trio.events import Envelope
-from alloy_trio.fleet import RedisPubSub
+from alloy_trio.fleet import RedisPubSub, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +86,24 @@ async def test_answers_of_workers(fleet: Fleet) -> None:
             await trio.sleep(0.05)
             assert answers.statistics().buffered == 0
             assert request.request_id
+
+
+async def test_events_of_workers(fleet: Fleet) -> None:
+    """Agents that publish to all machines do it with what happens; the answer comes once, when it is stored."""
+    async with fleet.pubsub() as pubsub, fleet.pubsub() as there, fleet.queue() as queue:
+        config = AgentConfig(provider=fleet.echo, pubsub=pubsub)
+        worker = Worker(fleet.url, {"echo": config}, prefix=fleet.prefix)
+        async with fleet.working(worker):
+            with there.subscribe("agent:s:*") as far, pubsub.subscribe("agent:s:responses") as near:
+                result = await queue.chat("echo", "hello", session_id="s")
+                seen: list[Any] = []
+                while not seen or not isinstance(seen[-1], Result):
+                    seen += await received(far, 1)
+                assert seen[-1] == result
+                assert len(seen) > 1
+                assert await received(near, 1) == [result]
+                await trio.sleep(0.1)
+                assert far.statistics().buffered == near.statistics().buffered == 0
 
 
 async def test_who_comes_late_receives_what_was_kept(fleet: Fleet) -> None:

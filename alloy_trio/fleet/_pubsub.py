@@ -47,7 +47,7 @@ class RedisPubSub(PubSub):
     A `PubSub` for all who have the same Redis and prefix: `async with RedisPubSub("redis://localhost") as pubsub`.
 
     Here a message is handed over as in every `PubSub`, at once and as it is. Elsewhere it arrives a moment later, at most once,
-    and made of JSON: results and events of agents as such, anything else as its JSON. Workers publish their answers on
+    and made of JSON: results and events of agents as such, anything else as its JSON. Workers publish each answer once, when it is stored, on
     `agent:<session id>:responses`, or `agent:<name>:responses` where there is no session.
 
     Each process hears all topics of its prefix. While Redis is away, nothing is heard from others.

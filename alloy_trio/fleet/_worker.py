@@ -12,6 +12,7 @@ Of two workers that have run a request, one has the current fence; the other's a
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ from .._agent_config import AgentConfig
 from .._errors import AlloyError, InvalidOption, RequestCancelled
 from .._far import error_to_json, prompt_from_json, result_to_json
 from .._open_agent import open_agent
-from .._requests import Pending
+from .._requests import AgentRequest
 from .._util import new_id, single
 from ._errors import LeaseLost, RedisUnavailable, RequestPoisoned
 from ._names import PREFIX, URL, address, base_key, check_count, check_prefix, check_seconds, encode
@@ -75,16 +76,16 @@ class _Job:
     body: bytes
     scope: trio.CancelScope
     session_id: str | None = None
-    pending: Pending | None = None
+    request: AgentRequest | None = None
     is_cancelled: bool = False
 
     def cancel(self) -> None:
         """Somebody wants it cancelled: the answer is what was done until then."""
         self.is_cancelled = True
-        if self.pending is None:  # it waits for its turn, or for its session
+        if self.request is None:  # it waits for its turn, or for its session
             self.scope.cancel()
         else:
-            self.pending._request.cancel()  # noqa: SLF001 - without waiting for its end
+            self.request.cancel()
 
 
 class Worker:
@@ -376,5 +377,7 @@ class Worker:
 
 
 async def _chat(job: _Job, agent: Agent, prompt: str | Message) -> Result:
-    job.pending = await agent.send_message(prompt, request_id=job.id)
-    return await job.pending.result()
+    """Do what `agent.chat` does, without our deadline, which is put off while the run is under way."""
+    core = agent._core  # noqa: SLF001 - a cancel from afar has to reach the request without waiting for its end
+    job.request = core.submit(prompt, job.id, context=contextvars.copy_context())
+    return await job.request.wait()
