@@ -93,6 +93,13 @@ class TestWorker:
         ]
         assert "is up: helper" in said
 
+    def test_the_benchmark_runs(self) -> None:
+        """How fast it is, is no test's business."""
+        command = [sys.executable, "-m", "benchmarks.fleet", "--requests", "20", "--rounds", "1", "--workers", "1"]
+        printed = subprocess.check_output(command, cwd=HERE.parent, text=True, timeout=60).splitlines()
+        assert len(printed) == 3
+        assert all(float(cell) > 0 for cell in printed[2].strip("|").split("|"))
+
     async def test_a_second_signal_gives_back_what_it_has(self, server: RedisServer, tmp_path: Path) -> None:
         process = start("--module", "fleet_agents", "--redis", server.url, cwd=tmp_path)
         assert process.stderr is not None
