@@ -70,6 +70,17 @@ async def test_what_a_run_raises_arrives(fleet: Fleet) -> None:
             assert (await queue.statistics("echo")).failed == 2
 
 
+async def test_large_requests_and_answers(fleet: Fleet) -> None:
+    """They come in portions, and each comes."""
+    with trio.fail_after(30):
+        async with fleet.queue() as queue:
+            requests = [await queue.submit("echo", f"{number} " + "x" * 1_500_000) for number in range(8)]
+            async with fleet.working():
+                await trio.sleep(0.5)
+                for number, request in enumerate(requests):
+                    assert (await request.result()).text.startswith(f"1: {number} xxx")
+
+
 async def test_an_id_is_run_once(fleet: Fleet) -> None:
     """Whoever submits it, and however often: also after its answer."""
     with trio.fail_after(10):

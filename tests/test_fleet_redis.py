@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,20 @@ async def test_a_redis_that_wants_a_password(tmp_path: Path) -> None:
         with pytest.raises(RedisUnavailable, match="does not let us in"):
             async with open_queue(server.url):
                 pass
+
+
+async def test_a_redis_that_has_its_password(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--requirepass", "secret") as server, trio.fail_after(10):
+        fleet = Fleet(server.url.replace("unix://", "unix://:secret@"))
+        async with fleet.working(), fleet.queue() as queue:
+            assert (await queue.chat("echo", "hello", session_id="s")).text == "1: hello"
+
+
+async def test_without_coredis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "coredis", None)
+    with pytest.raises(InvalidOption, match=r"pip install 'alloy_trio\[redis\]'"):
+        async with open_queue():
+            pass
 
 
 @pytest.mark.parametrize("url", ["localhost", "http://:secret@localhost", "redis://:secret@localhost:x", "", None, 5])

@@ -364,11 +364,13 @@ class RedisQueue:
     async def _look(self, base: str, ids: Iterable[str]) -> None:
         """Fetch answers. Raises RedisUnavailable."""
         wanted = list(dict.fromkeys(ids))
-        for at in range(0, len(wanted), _AT_ONCE):
-            some = [each for each in wanted[at : at + _AT_ONCE] if (base, each) in self._open]
+        while wanted:
+            some = [each for each in wanted[:_AT_ONCE] if (base, each) in self._open]
             were_sent = {each for each in some if self._open[base, each]._is_sent}  # noqa: SLF001
             said: list[Any] = await self._link.run(FETCH, base, *some)
-            for request_id, state, answer in zip(some, said[::2], said[1::2], strict=True):
+            found = list(zip(some, said[::2], said[1::2], strict=True))
+            wanted[:_AT_ONCE] = [request_id for request_id, state, _ in found if state == b"later"]
+            for request_id, state, answer in found:
                 await self._found(base, request_id, answer, is_gone=not state and request_id in were_sent)
 
     async def _found(self, base: str, request_id: str, answer: bytes, *, is_gone: bool) -> None:

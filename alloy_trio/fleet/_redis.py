@@ -33,6 +33,7 @@ Entries = list[tuple[str, str, str]]
 """What was read of streams: key, entry, and the id in it."""
 
 TIMEOUT: Final = 5.0  # seconds until a client that does not answer is taken for stuck
+_SLOWEST: Final = 1e6  # bytes a second that a network carries at least
 _NOT_NOW: Final = (
     "OOM",
     "LOADING",
@@ -169,7 +170,8 @@ class Link:
             except NoScriptError:  # it has been restarted, or is new
                 return await client.eval(script.text, [base], list(args))
 
-        return await self._patiently(self._commands, ask, TIMEOUT, patience)
+        size = sum(len(each) for each in args if isinstance(each, bytes))
+        return await self._patiently(self._commands, ask, TIMEOUT + size / _SLOWEST, patience)
 
     async def read_group(self, keys: Sequence[str], group: str, name: str, count: int, block: float) -> Entries:
         """Take entries that nobody has, waiting for `block` seconds; 0 for those that are ours already."""

@@ -264,13 +264,19 @@ add_who(id, who)
 return 1
 """)
 
-# ids → state and answer of each; "" for a request that is not known, or is not over
+# ids → state and answer of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
+# answers is "later": ask again for it.
 FETCH: Final = _script("""
-local said = {}
+local said, size = {}, 0
 for _, id in ipairs(ARGV) do
-    local got = redis.call('HMGET', of(id), 'state', 'answer')
-    table.insert(said, got[1] or '')
-    table.insert(said, got[1] and is_over(got[1]) and got[2] or '')
+    local state = get(id, 'state') or ''
+    local answer = ''
+    if is_over(state) then
+        if size > 4000000 then state = 'later' else answer = get(id, 'answer') or '' end
+        size = size + #answer
+    end
+    table.insert(said, state)
+    table.insert(said, answer)
 end
 return said
 """)

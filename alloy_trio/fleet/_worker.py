@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .._result import Result
 
 _BLOCK: Final = 2.0  # seconds that one read waits
+_AT_ONCE: Final = 4  # requests begun at once: what is asked may be large
 _PAUSE: Final = 0.5  # seconds before Redis is asked again that was asked for long enough, or refuses at once
 _GRACE: Final = 5.0  # seconds for what is left to tell Redis, once a worker is cancelled
 _CANCELLED: Final = encode({"error": error_to_json(RequestCancelled("the request was cancelled before it was run"))})
@@ -237,17 +238,17 @@ class Worker:
         """Begin requests, given as entry, id, entry, id and so on. Raises RedisUnavailable."""
         pairs = zip(some[::2], some[1::2], strict=True)
         some = [each for pair in pairs if (base, pair[1]) not in self._jobs for each in pair]
-        if not some:
-            return
-        until = trio.current_time() + self._visibility
         poisoned = RequestPoisoned(f"{self._max_tries} workers have begun this request, and none has come to its end")
         words = encode({"error": error_to_json(poisoned)})
-        begun = await self._link.run(BEGIN, base, self.name, new_id(), self._max_tries, words, _CANCELLED, *some)
-        for id_, fence, body in begun:
-            scope = trio.CancelScope(deadline=until)
-            job = _Job(base, self._agents[base][0], id_.decode(), fence, body, scope)
-            self._jobs[base, job.id] = job
-            runs.start_soon(self._perform, job)
+        for at in range(0, len(some), 2 * _AT_ONCE):
+            until = trio.current_time() + self._visibility
+            few = some[at : at + 2 * _AT_ONCE]
+            begun = await self._link.run(BEGIN, base, self.name, new_id(), self._max_tries, words, _CANCELLED, *few)
+            for id_, fence, body in begun:
+                scope = trio.CancelScope(deadline=until)
+                job = _Job(base, self._agents[base][0], id_.decode(), fence, body, scope)
+                self._jobs[base, job.id] = job
+                runs.start_soon(self._perform, job)
 
     async def _leave(self) -> None:
         """Give back what Redis has handed to a read that was cancelled."""
