@@ -171,6 +171,7 @@ FLOORS = {
     "fleet._pubsub": 6,
     "fleet._queue": 6,
     "fleet._redis": 6,
+    "fleet._request": 6,
     "fleet._scripts": 6,
     "fleet._store": 6,
     "fleet._worker": 6,

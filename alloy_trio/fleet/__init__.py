@@ -12,10 +12,10 @@ from ._errors import RedisUnavailable as RedisUnavailable
 from ._errors import RequestPoisoned as RequestPoisoned
 from ._errors import WorkerError as WorkerError
 from ._pubsub import RedisPubSub as RedisPubSub
-from ._queue import QueuedRequest as QueuedRequest
 from ._queue import QueueStatistics as QueueStatistics
 from ._queue import RedisQueue as RedisQueue
 from ._queue import open_queue as open_queue
+from ._request import QueuedRequest as QueuedRequest
 from ._store import RedisStore as RedisStore
 from ._store import SessionLease as SessionLease
 from ._worker import Worker as Worker

@@ -16,16 +16,16 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-import msgspec
 import trio
 
 from .._desk import as_message
 from .._errors import AlloyError, InvalidOption, QueueFull, RequestCancelled, UnknownRequest
-from .._far import error_from_json, error_to_json, prompt_to_json, result_from_json
+from .._far import error_to_json, prompt_to_json
 from .._util import digest, new_id
-from ._errors import MORE, RedisUnavailable, unknown
+from ._errors import RedisUnavailable
 from ._names import PREFIX, URL, address, base_key, check_count, check_id, check_prefix, check_seconds, encode
 from ._redis import Link, beside, open_link
+from ._request import QueuedRequest, left
 from ._scripts import CANCEL, FETCH, STATISTICS, SUBMIT, TELL
 
 if TYPE_CHECKING:
@@ -66,84 +66,6 @@ class QueueStatistics:
     cancelled: int
     dead: int
     repeated: int
-
-
-class QueuedRequest:
-    """
-    A request that some worker answers, made by `RedisQueue.submit`. It goes on whether this is kept or not.
-
-    Attributes:
-        agent: Who is asked.
-        request_id: Its id: yours, or a random one.
-    """
-
-    def __init__(self, queue: RedisQueue, agent: str, request_id: str, asked: tuple[bytes, str, str] | None) -> None:
-        self.agent: str = agent
-        self.request_id: str = request_id
-        self._queue = queue
-        self._asked = asked  # body, digest, order; None for one that somebody else has submitted
-        self._is_sent = False
-        self._news = trio.Event()
-        self._answer: bytes | None = None
-        self._trouble: AlloyError | None = None
-
-    async def result(self) -> Result:
-        """
-        Wait for the result. Being cancelled here only ends the waiting.
-
-        Raises:
-            RequestCancelled: The request was cancelled.
-            RequestPoisoned: It was given up.
-            RedisUnavailable: Redis cannot be reached. The request is not lost by that: ask again.
-            UnknownRequest: Its answer is not kept any more.
-            AlloyError: What the run raised; `WorkerError` for what is not known here.
-        """
-        await trio.lowlevel.checkpoint()
-        if not self.is_done and self._queue._is_closed:  # noqa: SLF001 - it made this
-            raise _left()
-        while self._answer is None:
-            await self._news.wait()
-            if not self.is_done and self._trouble is not None:
-                raise self._trouble
-        data = msgspec.json.decode(self._answer)
-        if "error" in data:
-            raise error_from_json(data["error"], unknown, MORE)
-        return result_from_json(data["result"], unknown)
-
-    async def cancel(self) -> bool:
-        """
-        Cancel the request. Returns once nothing of it runs, and whether it was cancelled: False if it was over by then.
-
-        Raises:
-            RedisUnavailable: Redis cannot be reached.
-        """
-        await self._queue._cancel(self)  # noqa: SLF001 - it made this
-        try:
-            await self.result()
-        except RequestCancelled:
-            return True
-        except (RedisUnavailable, UnknownRequest):
-            raise
-        except Exception:  # noqa: BLE001 - what the run raised: it was over
-            return False
-        return False
-
-    @property
-    def is_done(self) -> bool:
-        """Whether there is an answer here."""
-        return self._answer is not None
-
-    def _tell(self, answer: bytes | AlloyError) -> None:
-        if isinstance(answer, bytes):
-            self._answer = answer
-        else:
-            self._trouble = answer
-        self._news.set()
-        if self._answer is None:
-            self._news = trio.Event()
-
-    def __repr__(self) -> str:
-        return f"<QueuedRequest: {self.request_id} to {self.agent}, {'done' if self.is_done else 'open'}>"
 
 
 class RedisQueue:
@@ -341,7 +263,7 @@ class RedisQueue:
         """Tell those who still wait that no answer comes here any more."""
         self._is_closed = True
         for request in self._open.values():
-            request._tell(_left())  # noqa: SLF001
+            request._tell(left())  # noqa: SLF001
 
     async def _listen_once(self) -> None:
         entries = []
@@ -390,10 +312,6 @@ class RedisQueue:
 
 def _used(request_id: str) -> InvalidOption:
     return InvalidOption(f"request id {request_id!r:.100} was used for another request: take another")
-
-
-def _left() -> RedisUnavailable:
-    return RedisUnavailable("the queue was left before the answer came here: open another one, and find() it by its id")
 
 
 @contextlib.asynccontextmanager
