@@ -193,6 +193,7 @@ FLOORS = {
     "repl._compact": 6,
     "repl._complete": 6,
     "repl._config_file": 6,
+    "repl._connect": 6,
     "repl._conversation": 6,
     "repl._export": 6,
     "repl._fleet": 6,

@@ -27,7 +27,7 @@ from ._sitting import Sitting
 from ._text import DIM, harmless, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from ._flags import Flags
     from ._screen import Screen as Board
@@ -38,8 +38,13 @@ _SIGPIPE: Final = 13  # signal.SIGPIPE, which Windows lacks
 
 def perform(flags: Flags, board: Board | None) -> int:
     """Do what the flags say, on a screen if there is one already, and return the exit status."""
+    return guarded(partial(_perform, flags, board), debug=flags.debug)
+
+
+def guarded(main: Callable[[], int], *, debug: bool) -> int:
+    """Call `main`, and return the exit status, its own or that of what it raises: told in a line."""
     try:
-        return _perform(flags, board)
+        return main()
     except click.ClickException:
         raise
     except BrokenPipeError:
@@ -50,7 +55,7 @@ def perform(flags: Flags, board: Board | None) -> int:
         error = single(raised)
         if isinstance(error, OSError):
             _drop(sys.stdout)
-        details = "".join(traceback.format_exception(error)) if flags.debug else ""
+        details = "".join(traceback.format_exception(error)) if debug else ""
         return fail(explain(error), 2 if isinstance(error, InvalidOption) else 1, details)
 
 
@@ -61,7 +66,7 @@ def _perform(flags: Flags, board: Board | None) -> int:
         color = not (flags.no_color or os.environ.get("NO_COLOR"))
         out, err = (Output(file, color=color) for file in (sys.stdout, sys.stderr))
         sitting = partial(Sitting, flags, setup, out=out, err=err, board=board)
-        return trio.run(_until_signal, partial(_serve, flags, sitting, notice, out, err), err)
+        return trio.run(until_signal, partial(_serve, flags, sitting, notice, out, err), err)
     finally:
         if board is not None:  # before anything else is said
             board.close()
@@ -82,7 +87,7 @@ def _drop(file: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-async def _until_signal(main: Callable[[], Awaitable[int]], err: Output) -> int:
+async def until_signal(main: Callable[[], Awaitable[int]], err: Output) -> int:
     """Call `main`; on a signal that asks us to end, cancel it, and return the status once it has cleaned up."""
     caught: list[int] = []
     with trio.open_signal_receiver(*_SIGNALS) as signals, trio.CancelScope() as scope:
@@ -101,7 +106,7 @@ async def _until_signal(main: Callable[[], Awaitable[int]], err: Output) -> int:
 
 async def _serve(flags: Flags, make: Callable[[Input], Sitting], notice: str | None, out: Output, err: Output) -> int:
     stdin = Input(sys.stdin)
-    prompt = await _prompt(flags, stdin, err)
+    prompt = await read_prompt(flags.words, flags.prompt, stdin, err, needed=flags.json)
     sitting = make(stdin)
     if prompt is None:
         return await sitting.converse(notice)
@@ -111,13 +116,15 @@ async def _serve(flags: Flags, make: Callable[[Input], Sitting], notice: str | N
     return await sitting.answer(prompt, view)
 
 
-async def _prompt(flags: Flags, stdin: Input, err: Output) -> str | None:
-    """Return the prompt; None for a conversation."""
-    if flags.words and flags.prompt is not None:
+async def read_prompt(
+    words: Sequence[str], option: str | None, stdin: Input, err: Output, *, needed: bool
+) -> str | None:
+    """Return the prompt, of arguments or the option, and of what is piped in; None for a conversation, unless one is `needed`."""
+    if words and option is not None:
         raise click.UsageError("the prompt is given twice: as an argument and with -p")
-    given = " ".join(flags.words) if flags.prompt is None else flags.prompt
-    if stdin.terminal and not flags.words and flags.prompt is None:
-        if flags.json:
+    given = " ".join(words) if option is None else option
+    if stdin.terminal and not words and option is None:
+        if needed:
             raise click.UsageError("--json needs a prompt: give one, or pipe it in")
         return None
     piped = "" if stdin.terminal else (await stdin.text(err, needed=not given.strip())).rstrip()

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .._events import Event
     from .._options import RunOptions
     from .._result import Result
+    from .._run import EventStream
     from .._usage import Usage
     from .._util import JSONObject
 
@@ -131,8 +132,13 @@ class View(Protocol):
 
 async def show_run(prompt: str, view: View, **options: Unpack[RunOptions]) -> Result:
     """Run, show what happens, and return the result. Raises what `run` raises, and the `OSError` of an output."""
+    return await show_events(stream(prompt, **options), view)
+
+
+async def show_events(events: EventStream, view: View) -> Result:
+    """Show what happens in a run, and return the result. Raises what `show_run` does."""
     try:
-        async with stream(prompt, **options) as events:
+        async with events:
             async for envelope in events.envelopes():
                 await view.show(envelope)
     finally:

@@ -72,10 +72,10 @@ class FaultServer:
     """
 
     def __init__(self, script: Iterable[Fault | None] = (), *, answer: str = "Hello") -> None:
-        self.url = ""
+        self.url: str = ""
         self.requests: list[Asked] = []
-        self.connections = 0
-        self.taken = 0
+        self.connections: int = 0
+        self.taken: int = 0
         self._script = (fault or Fault() for fault in script)
         self._ahead = next(self._script, None)
         self._answer = answer
