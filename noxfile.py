@@ -105,6 +105,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def drill(session: nox.Session) -> None:
+    """Kill workers of a fleet while Redis is restarted, and count answers; `-- --requests 500`. Needs redis-server."""
+    _install(session, "test")
+    session.run("python", "tests/fleet_drill.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
     session.install("uv")

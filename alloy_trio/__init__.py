@@ -7,13 +7,13 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 # General layout:
 #
 # Every module is private (`_loop.py`); what is public is exported here and from the namespaces `alloy_trio.events`,
-# `.providers`, `.tools`, `.guards`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.telemetry`, `.otel` and
-# `.testing`, each name from exactly one of them.
+# `.providers`, `.tools`, `.guards`, `.pubsub`, `.reload`, `.sessions`, `.supervision`, `.teams`, `.fleet`, `.telemetry`,
+# `.otel` and `.testing`, each name from exactly one of them.
 #
 # A module imports its own floor or a lower one; tests/test_floors.py holds the table. From the ground up:
 #
 #   0  nouns           _errors _messages _usage _price _result _util _background
-#   1  facts and kit   _codec _events _session _instruments _telemetry _gate · _estimate _history _mailbox ·
+#   1  facts and kit   _codec _far _events _session _instruments _telemetry _gate · _estimate _history _mailbox ·
 #                      _budget _reservation (the ledger) · _catalog (and its data; _catalog_make writes that) _overrides · pubsub/ sessions/ supervision/
 #   2  languages       providers/_base _decoder _sse _json _classify _origin _request _checks _secret _address _transcript · HTTP: _exchange _http1 ·
 #                      tools/_tool _schema _context _output _threads
@@ -30,7 +30,7 @@ The agent loop for Trio: send messages to any LLM, run the tools it asks for, lo
 #   5  the agent       _public (what is exported here) · _run · _agent (its handle) _agent_config _agent_stream _health _open_agent ·
 #                      _desk _requests _listening _living (its life) · _journal
 #                      _teams · hot reload: _reload _fresh _rebind _watch
-#   6  doors           repl/ remote/ testing/ _otel _otel_names __main__
+#   6  doors           repl/ remote/ fleet/ testing/ _otel _otel_names __main__
 #
 # To understand it all, read: _messages, _events, providers/_base, _state, _turns, _loop, _run, tools/_executor; for the
 # money _budget, _reservation and providers/_metered; for agents _requests, _desk, _living, and supervision/_decider.

@@ -25,6 +25,7 @@ NAMESPACES = {
     for name in (
         "alloy_trio",
         "alloy_trio.events",
+        "alloy_trio.fleet",
         "alloy_trio.guards",
         "alloy_trio.otel",
         "alloy_trio.providers",
@@ -54,6 +55,10 @@ PROMISED = {
     "alloy_trio.remote": "serve_agents connect Remote RemoteAgent RemotePending Permissions ConnectionLost Refused",
     "alloy_trio.events": "Envelope Event TextDelta ThinkingDelta ToolStart ToolEnd",
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo Gemini XAI Codex",
+    "alloy_trio.fleet": """
+        open_queue RedisQueue QueuedRequest QueueStatistics Worker WorkerStatistics RedisStore SessionLease RedisPubSub
+        LeaseLost RedisUnavailable RequestPoisoned WorkerError
+    """,
     "alloy_trio.pubsub": "PubSub Subscription Lost Lagged",
     "alloy_trio.sessions": "SessionStore Record MemoryStore JSONLStore SQLiteStore",
     "alloy_trio.supervision": """
@@ -87,6 +92,7 @@ PRESENT = {
     "alloy_trio.guards": PROMISED["alloy_trio.guards"],
     "alloy_trio.remote": PROMISED["alloy_trio.remote"],
     "alloy_trio.events": PROMISED["alloy_trio.events"],
+    "alloy_trio.fleet": PROMISED["alloy_trio.fleet"],
     "alloy_trio.providers": "Provider Request Response StopReason Anthropic OpenAI OpenAICompat Demo",
     "alloy_trio.pubsub": PROMISED["alloy_trio.pubsub"],
     "alloy_trio.sessions": PROMISED["alloy_trio.sessions"],
@@ -219,6 +225,12 @@ def test_a_provider_is_loaded_by_those_who_use_it() -> None:
         print({heavy} & sys.modules.keys())
         """
     assert subprocess.check_output([sys.executable, "-c", textwrap.dedent(code)], text=True).strip() == "set()"
+
+
+def test_coredis_is_loaded_by_those_who_go_to_redis() -> None:
+    """It takes half a second, and need not be installed by the rest of us."""
+    code = "import sys; import alloy_trio.fleet, alloy_trio.repl._fleet; print('coredis' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 
 def test_a_name_that_does_not_exist_is_said() -> None:

@@ -93,6 +93,8 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
 
     A NAME that is not known lists those that are.
 
+    worker --module NAME runs the agents of a module for a fleet: worker --help.
+
     --connect URL talks to an agent in another process: --connect URL --help.
     """,
 )
@@ -194,6 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. Shows no traceback unless `--debug` is given."""
     try:
         given = sys.argv[1:] if arguments is None else arguments
+        if given[:1] == ["worker"]:
+            from ._fleet import command as worker  # noqa: PLC0415 - for those who run one
+
+            return int(
+                worker.main(list(given[1:]), prog_name="python -m alloy_trio worker", standalone_mode=False) or 0
+            )
         if any(each == "--connect" or each.startswith("--connect=") for each in given):
             from ._connect import command  # noqa: PLC0415 - for those who talk to an agent elsewhere
 

@@ -1,0 +1,157 @@
+"""`python -m alloy_trio worker`."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from redis_server import RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+
+from alloy_trio.fleet import open_queue
+from alloy_trio.repl._cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+
+
+def start(*options: str, cwd: Path, url: str | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    if url is not None:
+        environment["ALLOY_REDIS"] = url
+    command = [sys.executable, "-m", "alloy_trio", "worker", *options]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+class TestWorker:
+    pytestmark = needs_redis
+
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[RedisServer]:
+        with redis_server(tmp_path) as server:
+            yield server
+
+    async def test_it_runs_the_agents_of_a_module(self, server: RedisServer, tmp_path: Path) -> None:
+        """SIGTERM lets it finish what it has; what comes then is for others."""
+        (tmp_path / "mine.py").write_text(
+            "from alloy_trio import AgentConfig\nfrom fleet_agents import Echo\n"
+            "first = AgentConfig(provider=Echo())\nother = AgentConfig(provider=Echo(), name='second')\n"
+        )
+        process = start("--module", "mine", cwd=tmp_path, url=server.url)
+        assert process.stderr is not None
+        with trio.fail_after(30):
+            line = await trio.to_thread.run_sync(process.stderr.readline)
+            assert line.endswith("is up: first, second\n")
+            async with open_queue(server.url) as queue:
+                assert (await queue.chat("first", "hello")).text == "1: hello"
+                request = await queue.submit("second", "slow down")
+                while not (await queue.statistics("second")).running:  # noqa: ASYNC110 - another process has it
+                    await trio.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                line = await trio.to_thread.run_sync(process.stderr.readline)
+                assert line == "finishing 1 requests; once more to give them back\n"
+                later = await queue.submit("first", "later")
+                assert (await request.result()).text == "1: slow down"
+                assert await trio.to_thread.run_sync(process.wait) == 0
+                assert not later.is_done
+        process.stderr.close()
+
+    def test_the_steps_of_the_docs(
+        self, server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """With a Redis there, the blocks run that need one."""
+        page = (HERE.parent / "docs" / "howto" / "fleet.md").read_text(encoding="utf-8")
+        blocks = re.findall(
+            r"^```python\n(.*?)^```$", page.replace("redis://localhost:6379", server.url), re.MULTILINE | re.DOTALL
+        )
+        _, module, ask, converse = blocks
+        (tmp_path / "my_agents.py").write_text(module, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        process = start("--module", "my_agents", cwd=tmp_path, url=server.url)
+        namespace: dict[str, object] = {}
+        try:
+            for block in (ask, converse):
+                exec(block, namespace)
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=20)
+        assert capsys.readouterr().out.split("\n") == [
+            "completed",
+            "completed",
+            "4",
+            "completed agent:ada:responses",
+            "['ada']",
+            "",
+        ]
+        assert "is up: helper" in said
+
+    def test_the_benchmark_runs(self) -> None:
+        """How fast it is, is no test's business."""
+        command = [sys.executable, "-m", "benchmarks.fleet", "--requests", "20", "--rounds", "1", "--workers", "1"]
+        printed = subprocess.check_output(command, cwd=HERE.parent, text=True, timeout=60).splitlines()
+        assert len(printed) == 3
+        assert all(float(cell) > 0 for cell in printed[2].strip("|").split("|"))
+
+    async def test_a_second_signal_gives_back_what_it_has(self, server: RedisServer, tmp_path: Path) -> None:
+        process = start("--module", "fleet_agents", "--redis", server.url, cwd=tmp_path)
+        assert process.stderr is not None
+        with trio.fail_after(30):
+            await trio.to_thread.run_sync(process.stderr.readline)
+            async with open_queue(server.url) as queue:
+                await queue.submit("echo", "wait")
+                while not (await queue.statistics("echo")).running:  # noqa: ASYNC110 - as above
+                    await trio.sleep(0.01)
+                process.send_signal(signal.SIGINT)
+                await trio.to_thread.run_sync(process.stderr.readline)
+                process.send_signal(signal.SIGINT)
+                assert await trio.to_thread.run_sync(process.wait) == 0
+                stands = await queue.statistics("echo")
+                assert (stands.running, stands.pending) == (0, 1)
+        process.stderr.close()
+
+    def test_a_redis_that_is_not_there_is_said(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("alloy_trio.fleet._worker.open_link", lambda url, _: _open_link(url, 0.2))
+        assert main(["worker", "--module", "fleet_agents", "--redis", "unix:///nowhere"]) == 1
+        assert "error: Redis could not be used for 0.2 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "Missing option '--module'"),
+        (["--module", "no_such_module"], "there is no module 'no_such_module'"),
+        (["--module", "redis_server"], "redis_server has no agent"),
+        (["--module", "twins"], "two agents 'echo'"),
+        (["--module", "fleet_agents", "--redis", "redis://:secret@host"], "set $ALLOY_REDIS instead"),
+        (["--module", "fleet_agents", "--prefix", "a b"], "prefix='a b'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_said(
+    options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "twins.py").write_text(
+        "from alloy_trio import AgentConfig\nfrom fleet_agents import Echo\n"
+        "one = AgentConfig(provider=Echo(), name='echo')\nother = AgentConfig(provider=Echo(), name='echo')\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert main(["worker", *options]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "secret" not in said
+
+
+def _open_link(url: str, patience: float) -> object:
+    from alloy_trio.fleet._redis import open_link
+
+    return open_link(url, patience)

@@ -1,0 +1,203 @@
+"""Topics that reach other machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+
+from alloy_trio import AgentConfig, InvalidOption, Result, open_agent
+from alloy_trio.events import Envelope
+from alloy_trio.fleet import RedisPubSub, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from alloy_trio.pubsub import Subscription
+
+pytestmark = needs_redis
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def fleet(server: RedisServer) -> Fleet:
+    return Fleet(server.url)
+
+
+async def received(subscription: Subscription, count: int) -> list[Any]:
+    with trio.fail_after(5):
+        return [await subscription.receive() for _ in range(count)]
+
+
+async def test_what_is_published_here_is_heard_there(fleet: Fleet) -> None:
+    """Here as it is, there as its JSON; and never twice."""
+    thing = {"a": (1, 2)}
+    async with fleet.pubsub() as here, fleet.pubsub() as there:
+        with here.subscribe("a:*") as near, there.subscribe("a:*") as far, there.subscribe("b") as other:
+            assert here.publish("a:1", thing) == 1
+            assert await here.apublish("a:2", "second") == 1
+            here.publish("c", "nobody listens")
+            there.publish("a:3", "back")
+            assert (await received(far, 3), far.topic) in (
+                (["back", {"a": [1, 2]}, "second"], "a:2"),
+                ([{"a": [1, 2]}, "second", "back"], "a:3"),
+            )
+            got = await received(near, 3)
+            assert got[0] is thing
+            assert got[1:] == ["second", "back"]
+            await trio.sleep(0.1)
+            assert near.statistics().buffered == far.statistics().buffered == other.statistics().buffered == 0
+
+
+async def test_an_agent_s_results_and_events(fleet: Fleet) -> None:
+    async with fleet.pubsub() as here, fleet.pubsub() as there:
+        with there.subscribe("agent:s:**") as far:
+            async with open_agent(provider=fleet.echo, pubsub=here, session_id="s") as agent:
+                pending = await agent.send_message("hello")
+                result = await pending.result()
+            seen: list[Any] = []
+            while not seen or not isinstance(seen[-1], Result):
+                seen += await received(far, 1)
+            assert seen[-1] == result
+            assert all(isinstance(each, Envelope) for batch in seen[:-1] for each in batch)
+
+
+async def test_answers_of_workers(fleet: Fleet) -> None:
+    """Once each, also those that have failed."""
+    async with fleet.pubsub() as pubsub, fleet.queue() as queue, fleet.working():
+        with pubsub.subscribe("agent:*:responses") as answers:
+            result = await queue.chat("echo", "hello")
+            assert await received(answers, 1) == [result]
+            assert answers.topic == "agent:echo:responses"
+            await queue.chat("echo", "hello", session_id="s")
+            await received(answers, 1)
+            assert answers.topic == "agent:s:responses"
+            request = await queue.submit("echo", "odd")
+            (failed,) = await received(answers, 1)
+            assert failed.status == "error"
+            await trio.sleep(0.05)
+            assert answers.statistics().buffered == 0
+            assert request.request_id
+
+
+async def test_events_of_workers(fleet: Fleet) -> None:
+    """Agents that publish to all machines do it with what happens; the answer comes once, when it is stored."""
+    async with fleet.pubsub() as pubsub, fleet.pubsub() as there, fleet.queue() as queue:
+        config = AgentConfig(provider=fleet.echo, pubsub=pubsub)
+        worker = Worker(fleet.url, {"echo": config}, prefix=fleet.prefix)
+        async with fleet.working(worker):
+            with there.subscribe("agent:s:*") as far, pubsub.subscribe("agent:s:responses") as near:
+                result = await queue.chat("echo", "hello", session_id="s")
+                seen: list[Any] = []
+                while not seen or not isinstance(seen[-1], Result):
+                    seen += await received(far, 1)
+                assert seen[-1] == result
+                assert len(seen) > 1
+                assert await received(near, 1) == [result]
+                await trio.sleep(0.1)
+                assert far.statistics().buffered == near.statistics().buffered == 0
+
+
+async def test_who_comes_late_receives_what_was_kept(fleet: Fleet) -> None:
+    async with fleet.pubsub(keep=3) as here, fleet.pubsub() as there:
+        with there.subscribe("a") as early:
+            for number in range(5):
+                here.publish("a", number)
+            await received(early, 5)
+        with await there.subscribe_late("a", last=10) as late, await there.subscribe_late("a", last=2) as short:
+            here.publish("a", 5)
+            assert await received(late, 4) == [2, 3, 4, 5]
+            assert await received(short, 3) == [3, 4, 5]
+        with await there.subscribe_late("nothing", last=10) as late:
+            here.publish("nothing", 1)
+            assert await received(late, 1) == [1]
+
+
+async def test_nothing_is_missed_or_doubled_while_one_catches_up(fleet: Fleet) -> None:
+    async with fleet.pubsub(keep=1000) as here, fleet.pubsub() as there:
+
+        async def publish() -> None:
+            for number in range(300):
+                here.publish("a", number)
+                await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish)
+            await trio.sleep(0.02)
+            for _ in range(5):
+                with await there.subscribe_late("a", last=1000, buffer=1000) as late:
+                    await trio.sleep(0.02)
+                    got = await received(late, late.statistics().buffered)
+                    assert got == list(range(len(got)))
+            with await there.subscribe_late("a", last=1000, buffer=1000) as late:
+                assert await received(late, 300) == list(range(300))
+
+
+async def test_what_is_kept_goes_away(fleet: Fleet) -> None:
+    async with fleet.pubsub(keep=3, keep_seconds=1.1) as here:
+        here.publish("a", 1)
+        await trio.sleep(0.2)
+        assert len(await fleet.keys()) == 1
+        await trio.sleep(1.5)
+        assert await fleet.keys() == []
+
+
+async def test_without_redis_it_is_a_pubsub(tmp_path: Path) -> None:
+    """What cannot be sent is dropped and counted; with Redis back, others hear again."""
+    with redis_server(tmp_path) as server:
+        fleet = Fleet(server.url)
+        async with fleet.pubsub(outbox=2, patience=0.3) as here, fleet.pubsub() as there:
+            with here.subscribe("a") as near, there.subscribe("a") as far:
+                await trio.to_thread.run_sync(server.stop)
+                for number in range(5):
+                    assert here.publish("a", number) == 1
+                assert await received(near, 5) == [0, 1, 2, 3, 4]
+                assert here.unsent == 3
+                with trio.fail_after(5):
+                    while here.unsent < 5:  # noqa: ASYNC110 - the sender gives up
+                        await trio.sleep(0.05)
+                await trio.to_thread.run_sync(server.start)
+                with trio.fail_after(10):
+                    while not far.statistics().buffered:
+                        here.publish("a", "again")
+                        await trio.sleep(0.1)
+                assert await received(far, 1) == ["again"]
+
+
+async def test_what_others_publish_need_not_be_ours(fleet: Fleet) -> None:
+    async with fleet.pubsub() as pubsub:
+        with pubsub.subscribe("**") as subscription:
+            for words in ("nonsense", "a - {", "a - []", 'a - {"topic": "a:", "message": 1}', 'a - {"topic": 1}'):
+                await fleet.redis("PUBLISH", f"{fleet.prefix}:topic:x", words)
+            await fleet.redis("PUBLISH", f"{fleet.prefix}:topic:x", 'a - {"topic": "x", "message": 5}')
+            assert await received(subscription, 1) == [5]
+
+
+async def test_what_was_published_last_is_still_sent(fleet: Fleet) -> None:
+    async with fleet.pubsub() as there:
+        with there.subscribe("a") as far:
+            async with fleet.pubsub() as here:
+                for number in range(20):
+                    here.publish("a", number)
+            assert await received(far, 20) == list(range(20))
+
+
+async def test_one_that_is_not_open(fleet: Fleet) -> None:
+    pubsub = fleet.pubsub()
+    with pytest.raises(RuntimeError, match="not open"):
+        pubsub.publish("a", 1)
+    async with pubsub:
+        with pytest.raises(InvalidOption, match="open already"):
+            await pubsub.__aenter__()
+        with pytest.raises(InvalidOption, match="last="):
+            await pubsub.subscribe_late("a", last=0)
+    with pytest.raises(InvalidOption, match="keep="):
+        RedisPubSub(keep=-1)
