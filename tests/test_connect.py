@@ -17,7 +17,7 @@ from far import TOKEN, linked
 from alloy_trio import Middleware, RunState, ToolUse, open_agent, tool
 from alloy_trio.remote import Address, serve_agents
 from alloy_trio.repl._cli import main
-from alloy_trio.repl._connect import _Talk
+from alloy_trio.repl._connect import Served, Talk
 from alloy_trio.repl._keys import Key, Line
 from alloy_trio.testing import ScriptedProvider, delay, text, tool_call
 
@@ -144,7 +144,7 @@ async def act() -> str:
 async def talk(person: Any, *replies: Any) -> Any:
     options: Any = {"tools": [act], "middleware": [Ask()]}
     async with open_agent(provider=ScriptedProvider(list(replies)), **options) as agent, linked({"x": agent}) as remote:
-        assert await _Talk(remote.agent("x"), person).hold() == 0
+        assert await Talk(Served(remote.agent("x")), person).hold() == 0
         yield agent
 
 

@@ -52,6 +52,12 @@ class TestWorker:
             assert line.endswith("is up: first, second\n")
             async with open_queue(server.url) as queue:
                 assert (await queue.chat("first", "hello")).text == "1: hello"
+                asked = ["--connect", server.url, "--agent", "first", "hello", "there"]
+                done = await trio.run_process(
+                    [sys.executable, "-m", "alloy_trio", *asked], capture_stdout=True, capture_stderr=True
+                )
+                assert done.stdout.decode() == "1: hello there\n"
+                assert "1 turn" in done.stderr.decode()
                 request = await queue.submit("second", "slow down")
                 while not (await queue.statistics("second")).running:  # noqa: ASYNC110 - another process has it
                     await trio.sleep(0.01)
