@@ -14,7 +14,7 @@ from far import TOKEN, linked
 from test_remote import raw_connection, scripted, served
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
-from alloy_trio import InvalidOption
+from alloy_trio import InvalidOption, RateLimited
 from alloy_trio.pubsub import PubSub
 from alloy_trio.remote import ConnectionLost, Permissions, ProtocolError, connect, serve_agents
 from alloy_trio.remote._data import error_to_json
@@ -23,7 +23,7 @@ from alloy_trio.remote._link import Link
 from alloy_trio.remote._peer import Limits, Peer
 from alloy_trio.remote._rights import Doors
 from alloy_trio.remote._server import _Server
-from alloy_trio.testing import assert_no_orphans
+from alloy_trio.testing import assert_no_orphans, error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -272,7 +272,28 @@ async def test_an_answer_that_is_too_large_for_us_is_not_asked_for_again() -> No
             assert (await remote.agent("x").usage()) == agent.usage
 
 
+async def test_an_error_that_is_too_large_arrives_without_its_result() -> None:
+    """Before, why a run had failed was not said, if its conversation was long."""
+    async with (
+        scripted("a" * 2**17, error(RateLimited("slow", status=429)), max_retries=0) as agent,
+        served({"x": agent}, max_message_size=2**16) as address,
+        connect(address.url, TOKEN) as remote,
+    ):
+        await agent.chat("go")
+        with trio.fail_after(5), pytest.raises(RateLimited, match="slow") as caught:
+            await remote.agent("x").chat("go on")
+        assert caught.value.result is None
+
+
 # Tokens and addresses
+
+
+async def test_strangers_take_no_places() -> None:
+    """Who has shown no token yet, keeps nobody out who has one."""
+    async with served({}, max_connections=1) as address:
+        stranger = await trio.open_tcp_stream("127.0.0.1", address.port)
+        async with stranger, connect(address.url, TOKEN) as remote:
+            assert await remote.agents() == ()
 
 
 @pytest.mark.parametrize("token", [MARK + "\n", " " + MARK, MARK + "\r\nOrigin: x"])

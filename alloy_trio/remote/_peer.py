@@ -24,7 +24,7 @@ from .._errors import InvalidOption, QueueFull, RequestCancelled
 from .._util import JSONObject, new_id, single
 from ..pubsub._topics import split_pattern
 from . import _data
-from ._errors import NotAllowed, ProtocolError
+from ._errors import NotAllowed, ProtocolError, UnknownAgent
 from ._link import GOING_AWAY, MALFORMED
 
 if TYPE_CHECKING:
@@ -179,7 +179,14 @@ class Peer:
             try:
                 await self._link.send({"id": number, **reply})
             except ProtocolError as error:  # too large
-                await self._link.send({"id": number, "error": _data.error_to_json(error)})
+                said = reply.get("error") or _data.error_to_json(
+                    error
+                )  # an error goes over, if need be without its result
+                said = {name: value for name, value in said.items() if name != "result"}
+                try:
+                    await self._link.send({"id": number, "error": said})
+                except ProtocolError:
+                    await self._link.send({"id": number, "error": _data.error_to_json(error)})
 
     async def _done(self, number: int, frame: JSONObject) -> JSONObject:
         try:
@@ -321,7 +328,10 @@ class Peer:
         if self._permissions.topics:
             return
         names = self._house.names(self._permissions)
-        sessions = {(await self._house.agent(name, self._permissions)).session_id for name in names}
+        sessions = set()
+        for name in names:
+            with contextlib.suppress(UnknownAgent):  # it has gone since
+                sessions.add((await self._house.agent(name, self._permissions)).session_id)
         for topic in topics:
             match split_pattern(topic):
                 case ("agent", session, *_) if session in sessions:

@@ -151,7 +151,8 @@ class _Server:
     origins: frozenset[str]
     max_message_size: int
     max_connections: int
-    _connections: int = 0
+    _connections: int = 0  # with those that have shown no token yet
+    _let_in: int = 0
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one connection, and leave no socket behind, however it ends."""
@@ -195,7 +196,7 @@ class _Server:
             return None, _UNAUTHORIZED, "the token is wrong, or there is none: Authorization: Bearer TOKEN"
         if PROTOCOL not in request.proposed_subprotocols:
             return None, _UPGRADE, f"this server speaks {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}"
-        if self._connections > self.max_connections:
+        if self._let_in >= self.max_connections:
             return None, _BUSY, f"{self.max_connections} connections are open already"
         return permissions, 0, ""
 
@@ -205,6 +206,10 @@ class _Server:
             logger.warning("a connection was refused: %s", words)
             await request.reject(status, body=words.encode())
             return
-        socket: WebSocketConnection = await request.accept(subprotocol=PROTOCOL)
-        link = Link(socket, max_message_size=self.max_message_size)
-        await Peer(link, self.house, permissions, self.limits).serve()
+        self._let_in += 1
+        try:
+            socket: WebSocketConnection = await request.accept(subprotocol=PROTOCOL)
+            link = Link(socket, max_message_size=self.max_message_size)
+            await Peer(link, self.house, permissions, self.limits).serve()
+        finally:
+            self._let_in -= 1
