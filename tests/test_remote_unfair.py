@@ -14,7 +14,7 @@ from far import TOKEN, linked
 from test_remote import raw_connection, scripted, served
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
-from alloy_trio import InvalidOption, RateLimited
+from alloy_trio import InvalidOption, RateLimited, RequestCancelled
 from alloy_trio.pubsub import PubSub
 from alloy_trio.remote import ConnectionLost, Permissions, ProtocolError, connect, serve_agents
 from alloy_trio.remote._data import error_to_json
@@ -23,7 +23,7 @@ from alloy_trio.remote._link import Link
 from alloy_trio.remote._peer import Limits, Peer
 from alloy_trio.remote._rights import Doors
 from alloy_trio.remote._server import _Server
-from alloy_trio.testing import assert_no_orphans, error
+from alloy_trio.testing import assert_no_orphans, delay, error, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -131,6 +131,21 @@ async def test_who_never_reads_is_not_listened_to(autojump_clock: object) -> Non
     limits = Limits(max_requests=10, ping_interval=5, ping_timeout=5)
     await Peer(link, House({}), Permissions(), limits).serve()
     assert socket.asked <= 12
+
+
+@pytest.mark.parametrize("name", ["Host", "Sec-WebSocket-Protocol"])
+async def test_a_handshake_of_bytes_that_are_no_text(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is a line in the log, not a traceback: anybody can send one."""
+    headers = {"Host": b"x", "Upgrade": b"websocket", "Connection": b"Upgrade", "Sec-WebSocket-Version": b"13"}
+    headers |= {"Sec-WebSocket-Key": b"AAAAAAAAAAAAAAAAAAAAAA==", name: b"\xff"}
+    lines = [b"GET / HTTP/1.1", *[name.encode() + b": " + value for name, value in headers.items()], b"", b""]
+    async with served({}) as address, await trio.open_tcp_stream("127.0.0.1", address.port) as stream:
+        with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(b"\r\n".join(lines))
+            while await stream.receive_some():
+                pass
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no handshake" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -243,6 +258,38 @@ async def test_a_server_that_lets_nobody_stay_is_not_hammered() -> None:
     async with lying(answer) as url, connect(url, TOKEN):
         await trio.sleep(3)
     assert 2 <= len(times) <= 15
+
+
+async def test_a_server_that_answers_twice() -> None:
+    """The first answer counts, and what comes behind it does no harm."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+            request = await wrap_server_stream(nursery, stream)
+            connection = await request.accept(subprotocol="alloy.v1")
+            await connection.send_message('{"hello": {"agents": []}}')
+            while True:
+                number = json.loads(await connection.get_message())["id"]
+                frames = [{"id": number, "ok": [first]} for first in ("a", "b")]
+                await stream.send_all(b"".join(framed(each) for each in [*frames, {"id": number, "events": []}]))
+
+    async with lying(answer) as url, connect(url, TOKEN) as remote:
+        with trio.fail_after(5):
+            assert [await remote.agents() for _ in range(3)] == [("a",)] * 3
+
+
+def framed(said: Any) -> bytes:
+    """Return a frame as a server sends it, so that several arrive at once."""
+    data = json.dumps(said).encode()
+    return bytes([0x81, len(data)]) + data
+
+
+async def test_a_deadline_that_the_server_keeps_leaves_what_was_done(autojump_clock: object) -> None:
+    async with scripted([text("half"), delay(60)]) as agent, linked({"x": agent}) as remote:
+        with pytest.raises(RequestCancelled, match="deadline") as caught:
+            await remote.agent("x")._call("stream_chat", prompt="go", timeout=5.0)
+        assert caught.value.result is not None
+        assert caught.value.result.messages[0].text == "go"
 
 
 # Messages that are too large

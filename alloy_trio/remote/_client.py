@@ -349,7 +349,9 @@ class Remote:
 
     @staticmethod
     def _take(ask: _Ask, frame: JSONObject) -> None:
-        if "ok" in frame or "error" in frame:
+        if ask.done.is_set():
+            pass  # it has its answer, and who asked has not woken up yet
+        elif "ok" in frame or "error" in frame:
             ask.end(frame)
         elif ask.parts is not None:
             try:

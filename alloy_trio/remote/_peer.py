@@ -227,7 +227,8 @@ class Peer:
                     async for batch in events.batches():
                         await self._push(number, {"events": [envelope.to_dict() for envelope in batch]})
                 return _data.result_to_json(events.result)
-            raise RequestCancelled("the caller's deadline has passed")
+            late = self._cancelled[number] = RequestCancelled("the caller's deadline has passed")
+            raise late
         finally:
             with contextlib.suppress(RuntimeError):  # it has none: it never began
                 self._cancelled[number].result = events.result

@@ -175,15 +175,20 @@ class _Server:
                 await stream.do_handshake()
             if scope.cancelled_caught:
                 return
-        async with trio.open_nursery() as nursery:
-            request: WebSocketRequest | None = None
-            with trio.move_on_after(_HANDSHAKE):
-                request = await wrap_server_stream(
-                    nursery, stream, max_message_size=self.max_message_size, receive_buffer_size=_RECEIVE
-                )
+        request: WebSocketRequest | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                with trio.move_on_after(_HANDSHAKE):
+                    request = await wrap_server_stream(
+                        nursery, stream, max_message_size=self.max_message_size, receive_buffer_size=_RECEIVE
+                    )
+                if request is not None:
+                    await self._decide(request)
+                nursery.cancel_scope.cancel()
+        except* UnicodeError as group:
             if request is not None:
-                await self._decide(request)
-            nursery.cancel_scope.cancel()
+                raise
+            logger.warning("a connection began with what is no handshake: %s", single(group))  # strangers fill no log
 
     def _judge(self, request: WebSocketRequest) -> tuple[Permissions | None, int, str]:
         """Return what a client may do; or a status that says why not, with words."""
