@@ -21,6 +21,7 @@ from .._health import Health
 from .._messages import Message, ToolUse
 from .._result import Result, ToolCall
 from .._usage import Usage
+from .._util import without_surrogates
 from ..pubsub._subscription import Lost
 from ..supervision._spec import NameTaken, RestartLimitExceeded
 from ._errors import NotAllowed, ProtocolError, RemoteError, UnknownAgent
@@ -46,7 +47,7 @@ def any_to_json(value: object) -> Any:
 
 def _as_text(value: object) -> str:
     try:
-        return str(value).encode(errors="replace").decode()
+        return str(without_surrogates(str(value)))
     except Exception:  # noqa: BLE001 - as above
         return f"<{type(value).__name__}>"
 

@@ -7,7 +7,6 @@ all others. Who sends waits until the frame before has gone; so a peer that read
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ import msgspec
 import trio
 from trio_websocket import ConnectionClosed
 
+from .._util import without_surrogates
 from ._errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ _GOODBYE: Final = 0.5  # seconds that a peer has to answer a goodbye
 
 
 def _encoded(frame: JSONObject) -> bytes:
-    """Return a frame as it is sent; half a surrogate pair, which a tool may have read from anywhere, as a question mark."""
+    """Return a frame as it is sent; half a surrogate pair, which a tool may have read from anywhere, as U+FFFD."""
     try:
         try:
             return msgspec.json.encode(frame)
         except UnicodeEncodeError:
-            return json.dumps(frame, ensure_ascii=False).encode(errors="replace")
+            return msgspec.json.encode(without_surrogates(frame))
     except Exception as error:  # values of somebody's own
         raise ProtocolError(f"this makes no JSON: {error}") from error
 
