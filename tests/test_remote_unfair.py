@@ -14,7 +14,7 @@ from far import TOKEN, linked
 from test_remote import PART, raw_connection, scripted, served
 from trio_websocket import ConnectionClosed, wrap_server_stream
 
-from alloy_trio import InvalidOption, RateLimited, RequestCancelled, Result
+from alloy_trio import InvalidOption, RateLimited, RequestCancelled, Result, UnknownRequest
 from alloy_trio.pubsub import PubSub
 from alloy_trio.remote import ConnectionLost, Permissions, ProtocolError, connect, serve_agents
 from alloy_trio.remote._data import error_to_json, result_to_json
@@ -208,6 +208,23 @@ async def test_a_message_over_two_connections_at_once_is_taken_once(autojump_clo
         await agent.wait_idle()
         assert said == [{"request_id": "mine"}] * 2
         assert len(agent.messages) == 2
+
+
+async def test_messages_to_one_agent_drive_out_no_results_of_another(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a token for one agent decides what is left of the others'."""
+    monkeypatch.setattr("alloy_trio.remote._house._KEPT", 2)
+    async with scripted("kept") as a, scripted(*"1234") as b, linked({"a": a, "b": b}) as remote:
+        mine = await remote.agent("a").send_message("go", request_id="mine")
+        await mine.result()
+        others = []
+        for _ in range(4):
+            others.append(await remote.agent("b").send_message("go"))
+            await others[-1].result()
+        assert (await mine.result()).text == "kept"
+        with pytest.raises(UnknownRequest, match="long ago"):
+            await others[0].result()
 
 
 # Servers
