@@ -84,7 +84,7 @@ async def add(a: int, b: int) -> int:
 
 def visit(url: str) -> None:
     with opened(url) as client:
-        assert client.hello == {"agents": ["x"]}
+        assert client.hello == {"agents": ["x"], "max_message_size": 64 * 2**20}
         assert client.ask("agents") == ["x"]
 
         result = client.ask("chat", agent="x", prompt="hi", request_id="mine")

@@ -19,12 +19,13 @@ from .._errors import InvalidOption
 from .._util import JSONObject, single
 from ..pubsub._subscription import Lost
 from . import _data
-from ._dial import Options, dial
+from ._dial import Options, Watched, check_url, dial
 from ._errors import ConnectionLost, ProtocolError, Refused
-from ._link import PROTOCOL, Link
+from ._link import PROTOCOL, TOO_LARGE, Link
 from ._peer import WINDOW
 from ._remote_agent import RemoteAgent
 from ._remote_subscription import RemoteSubscription
+from ._rights import is_token
 
 if TYPE_CHECKING:
     import ssl
@@ -104,12 +105,13 @@ class Remote:
         is_subscribed = trio.Event()
 
         async def take(part: JSONObject) -> None:
-            if "published" in part:
-                await send.send(_data.published_from_json(part["published"]))
-            elif is_subscribed.is_set():
-                await send.send(Lost(0))
-            else:
-                is_subscribed.set()
+            with contextlib.suppress(trio.BrokenResourceError):  # it has been left, and a cancel is on its way
+                if "published" in part:
+                    await send.send(_data.published_from_json(part["published"]))
+                elif is_subscribed.is_set():
+                    await send.send(Lost(0))
+                else:
+                    is_subscribed.set()
 
         async def listen() -> None:
             try:
@@ -163,6 +165,8 @@ class Remote:
             was_sent, ask = await self._ask(link, number, {"id": number, "do": do, **given}, take, ended)
             if ask.reply is not None:
                 break
+            if was_sent and repeats and isinstance(ask.lost, ProtocolError):  # it would be so again, without end
+                raise ask.lost
             if was_sent and not repeats:
                 said = f"the connection to {self._options.url} was lost behind {do}: nobody knows how far it had come"
                 raise ConnectionLost(said, may_have_begun=True) from ask.lost
@@ -234,9 +238,11 @@ class Remote:
     async def _last_failure(self) -> Exception:
         was_up, tries, since = False, 0, trio.current_time()
         while True:
+            began = trio.current_time()
             failure = await self._be_connected()
             if failure is None:
-                was_up, tries, since = True, 0, trio.current_time()
+                was_up, since = True, trio.current_time()
+                tries = 0 if since - began >= _LONGEST else tries  # else it would be made again ten times a second
                 failure = ConnectionLost(f"the connection to {self._options.url} was lost")
             is_final = isinstance(failure, ProtocolError) or (isinstance(failure, Refused) and failure.status in _FINAL)
             wait = random.random() * min(_LONGEST, _BACKOFF * 2.0 ** (tries + 1))  # noqa: S311 - no secret
@@ -262,7 +268,7 @@ class Remote:
             return error
         except trio.TooSlowError:
             return ConnectionLost(f"{options.url} did not answer within {options.connect_timeout:g} seconds")
-        except (OSError, trio.BrokenResourceError, ConnectionClosed) as error:
+        except Exception as error:  # noqa: BLE001 - the network's, TLS's, those of a server that speaks something else
             return ConnectionLost(f"cannot connect to {options.url}: {error.__cause__ or error}; is the server there?")
         finally:
             if stream is not None:
@@ -274,10 +280,10 @@ class Remote:
         options, url = self._options, urlsplit(self._options.url)
         try:
             async with trio.open_nursery() as nursery:
-                with trio.fail_after(options.connect_timeout):
+                with trio.fail_after(options.connect_timeout), Watched(stream).unless_it_ends() as watched:
                     socket = await wrap_client_stream(
                         nursery,
-                        cast("trio.SocketStream", stream),  # any stream will do
+                        cast("trio.SocketStream", watched),  # any stream will do
                         url.netloc,
                         url.path or "/",
                         subprotocols=[PROTOCOL],
@@ -291,11 +297,16 @@ class Remote:
                     nursery.start_soon(
                         self._until_gone, link.beat, nursery, options.ping_interval, options.ping_timeout
                     )
-                    with contextlib.suppress(ConnectionClosed):
-                        await self._read(link)
+                    with trio.fail_after(options.connect_timeout):
+                        await self._greeted(link)
+                    await self._read(link)
                 except ProtocolError as error:
                     self._turn(None, error)
                     raise
+                except ConnectionClosed as closed:
+                    if self._link is None:
+                        raise
+                    self._turn(None, self._too_large(closed))
                 finally:
                     self._turn(None)
                     await link.close(1000, "")
@@ -308,11 +319,27 @@ class Remote:
         await fn(*args)
         nursery.cancel_scope.cancel()
 
+    async def _greeted(self, link: Link) -> None:
+        match await link.receive():
+            case {"hello": dict(said)}:
+                if isinstance(theirs := said.get("max_message_size"), int):
+                    link.max_message_size = min(link.max_message_size, theirs)
+                self._turn(link)
+            case frame:
+                raise ProtocolError(f"{self._options.url} begins with what is no greeting: {frame!r:.100}")
+
+    def _too_large(self, closed: ConnectionClosed) -> Exception | None:
+        """Return why what was under way is not asked again, if one end has closed the connection over a message."""
+        if closed.reason is None or closed.reason.code != TOO_LARGE:
+            return None
+        return ProtocolError(
+            f"the connection to {self._options.url} was closed over a message that was larger than max_message_size: "
+            "raise it at both ends, or ask for less at once"
+        )
+
     async def _read(self, link: Link) -> None:
         while True:
             match frame := await link.receive():
-                case {"hello": _}:
-                    self._turn(link)
                 case {"id": int(number)} if number in self._asks:
                     self._take(self._asks[number], frame)
                 case {"id": int()}:
@@ -322,7 +349,9 @@ class Remote:
 
     @staticmethod
     def _take(ask: _Ask, frame: JSONObject) -> None:
-        if "ok" in frame or "error" in frame:
+        if ask.done.is_set():
+            pass  # it has its answer, and who asked has not woken up yet
+        elif "ok" in frame or "error" in frame:
             ask.end(frame)
         elif ask.parts is not None:
             try:
@@ -372,11 +401,12 @@ async def connect(
     Raises:
         ConnectionLost: Nobody answers there.
         Refused: The server does not let us in.
-        InvalidOption: The URL is none.
+        InvalidOption: The URL is none, or has a password in it; the token is none.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise InvalidOption(f"url={url!r:.200} has to be ws://HOST:PORT, or wss://, as the server says")
+    check_url(url)
+    if not is_token(token):
+        del token
+        raise InvalidOption("a token is text without line ends, and without spaces around it: strip() what a file has")
     options = Options(
         url=url,
         token=token,
@@ -387,6 +417,7 @@ async def connect(
         connect_timeout=connect_timeout,
         reconnect=reconnect,
     )
+    del token  # of a traceback that shows variables, this frame is a part
     remote = Remote(options, dial)
     async with Background(remote._live):  # noqa: SLF001 - its other half
         await remote._connected()  # noqa: SLF001 - as above

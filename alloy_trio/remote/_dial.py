@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import attrs
 import trio
+
+from .._errors import InvalidOption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def check_url(url: str) -> None:
+    """Raise InvalidOption where a URL leads nowhere, or has a password, which would be in every message about it."""
+    is_url, has_password = False, False
+    with contextlib.suppress(ValueError):  # a port of six digits, half an IPv6 address
+        parts = urlsplit(url)
+        is_url = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
+        has_password = parts.username is not None
+    if has_password:
+        raise InvalidOption("the url has a user or a password in it: the token goes into token=")
+    if not is_url:
+        raise InvalidOption(f"url={url!r:.200} has to be ws://HOST:PORT, or wss://, as the server says")
 
 
 @attrs.frozen(kw_only=True)
@@ -40,3 +60,41 @@ async def dial(options: Options) -> trio.abc.Stream:
         if not is_up:
             await trio.aclose_forcefully(plain)
     return secured
+
+
+class Watched(trio.abc.Stream):
+    """A stream whose end is noticed during the handshake: the library reads on, and waits for it all the same."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._scope = trio.CancelScope()
+
+    @contextlib.contextmanager
+    def unless_it_ends(self) -> Iterator[Watched]:
+        """Do what the body does. Raises BrokenResourceError as soon as the other end hangs up meanwhile."""
+        with self._scope:
+            yield self
+        if self._scope.cancelled_caught:
+            raise trio.BrokenResourceError("it hung up without an answer")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Receive; `b""` at the end."""
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self._scope.cancel()  # of nothing, once the handshake is over
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait for room."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """Close."""
+        await self._stream.aclose()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Agents: TypeAlias = "Registry | Supervisor | Mapping[str, Agent]"
 
-_KEPT = 1000  # results of messages that are kept for whoever asks later
+_KEPT = 1000  # results of messages to one agent that are kept for whoever asks later
 
 
 @attrs.define(eq=False)
@@ -36,7 +36,7 @@ class House:
 
     agents: Agents
     pubsub: PubSub | None = None
-    _pending: dict[tuple[str, str], tuple[Pending, str | None]] = attrs.field(factory=dict)
+    _pending: dict[str, dict[str, tuple[Pending, str | None]]] = attrs.field(factory=dict)  # by agent, then by id
 
     def names(self, permissions: Permissions) -> list[str]:
         """Return the names of the agents that may be reached."""
@@ -71,21 +71,22 @@ class House:
         return await self.agents.wait(name) if isinstance(self.agents, Registry) else self.agents[name]
 
     def keep(self, name: str, pending: Pending, once: str | None) -> None:
-        """Keep a request that nobody waits for; of those that are done, the oldest are given up for it."""
-        self._pending.pop((name, pending.request_id), None)
-        self._pending[name, pending.request_id] = pending, once
-        if len(self._pending) > _KEPT:
-            done = [key for key, (each, _) in self._pending.items() if each.is_done]
-            for key in done[: len(self._pending) - _KEPT]:
-                del self._pending[key]
+        """Keep a request that nobody waits for; of its agent's that are done, the oldest are given up for it."""
+        kept = self._pending.setdefault(name, {})
+        kept.pop(pending.request_id, None)
+        kept[pending.request_id] = pending, once
+        if len(kept) > _KEPT:
+            done = [request_id for request_id, (each, _) in kept.items() if each.is_done]
+            for request_id in done[: len(kept) - _KEPT]:
+                del kept[request_id]
 
     def is_repeated(self, name: str, request_id: str, once: str | None) -> bool:
         """Whether a message is kept already, and is sent again since the answer to it was lost: by its `once`."""
-        return once is not None and self._pending.get((name, request_id), (None, None))[1] == once
+        return once is not None and self._pending.get(name, {}).get(request_id, (None, None))[1] == once
 
     def pending(self, name: str, request_id: str) -> Pending:
         """Return a request that was kept. Raises UnknownRequest where there is none."""
-        kept = self._pending.get((name, request_id))
+        kept = self._pending.get(name, {}).get(request_id)
         if kept is None:
             raise UnknownRequest(
                 f"no message {request_id!r:.100} was sent to {name} from outside, or it was over long ago"

@@ -14,6 +14,7 @@ import msgspec
 import trio
 from trio_websocket import ConnectionClosed
 
+from .._util import without_surrogates
 from ._errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ TOO_LARGE: Final = 1009
 _GOODBYE: Final = 0.5  # seconds that a peer has to answer a goodbye
 
 
+def _encoded(frame: JSONObject) -> bytes:
+    """Return a frame as it is sent; half a surrogate pair, which a tool may have read from anywhere, as U+FFFD."""
+    try:
+        try:
+            return msgspec.json.encode(frame)
+        except UnicodeEncodeError:
+            return msgspec.json.encode(without_surrogates(frame))
+    except Exception as error:  # values of somebody's own
+        raise ProtocolError(f"this makes no JSON: {error}") from error
+
+
 class Link:
     """
     A connection whose handshake is over.
@@ -44,7 +56,7 @@ class Link:
 
     def __init__(self, socket: WebSocketConnection, *, max_message_size: int) -> None:
         self._socket = socket
-        self._most = max_message_size
+        self.max_message_size = max_message_size
         self._outbox, self._written = trio.open_memory_channel[str](0)
 
     async def send(self, frame: JSONObject) -> None:
@@ -52,13 +64,13 @@ class Link:
         Hand over a frame, and return once it is its turn. A cancel before that sends nothing of it.
 
         Raises:
-            ProtocolError: It is larger than the other end takes.
+            ProtocolError: It is larger than the other end takes, or makes no JSON.
             trio.BrokenResourceError: The connection is gone.
         """
-        text = msgspec.json.encode(frame)
-        if len(text) > self._most:
+        text = _encoded(frame)
+        if len(text) > self.max_message_size:
             raise ProtocolError(
-                f"this would be a message of {len(text):,} bytes, and max_message_size is {self._most:,}: "
+                f"this would be a message of {len(text):,} bytes, and max_message_size is {self.max_message_size:,}: "
                 "raise it at both ends, or send less at once"
             )
         await self._outbox.send(text.decode())

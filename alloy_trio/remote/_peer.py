@@ -24,7 +24,7 @@ from .._errors import InvalidOption, QueueFull, RequestCancelled
 from .._util import JSONObject, new_id, single
 from ..pubsub._topics import split_pattern
 from . import _data
-from ._errors import NotAllowed, ProtocolError
+from ._errors import NotAllowed, ProtocolError, UnknownAgent
 from ._link import GOING_AWAY, MALFORMED
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alloy_trio.remote")
 
 WINDOW: Final = 8  # batches of a stream that the other end may be behind
+_TOPICS: Final = 1000  # patterns of one subscription
+_BUFFER: Final = 10_000  # messages that are kept for one that is slow
 
 
 @attrs.frozen(kw_only=True)
@@ -85,7 +87,11 @@ class Peer:
                 nursery.start_soon(self._until_gone, self._link.beat, nursery, *beat)
                 nursery.start_soon(self._until_gone, self._until_idle, nursery)
                 try:
-                    await self._link.send({"hello": {"agents": self._house.names(self._permissions)}})
+                    hello = {
+                        "agents": self._house.names(self._permissions),
+                        "max_message_size": self._link.max_message_size,
+                    }
+                    await self._link.send({"hello": hello})
                     await self._read(nursery)
                 except ProtocolError as error:
                     reason, code = str(error), error.code
@@ -115,22 +121,30 @@ class Peer:
             frame = await self._link.receive()
             await self._throttle()
             match frame:
-                case {"cancel": int(number)}:
+                case {"cancel": int(number)} if not isinstance(number, bool):
                     if (scope := self._scopes.get(number)) is not None:
                         scope.cancel()
-                case {"ack": int(number), **rest}:
+                case {"ack": int(number), **rest} if not isinstance(number, bool):
                     self._acknowledged(number, rest.get("count", 1))
-                case {"id": int(number), "do": str()} if number not in self._scopes:
-                    self._scopes[number] = trio.CancelScope()
-                    nursery.start_soon(self._answer, number, frame)
+                case {"id": int(number), "do": str()} if number not in self._scopes and not isinstance(number, bool):
+                    await self._begin(number, frame, nursery)
                 case _:
                     raise ProtocolError(
                         'a frame is {"id", "do", …}, {"cancel"} or {"ack"}, an id a new number', MALFORMED
                     )
 
+    async def _begin(self, number: int, frame: JSONObject, nursery: trio.Nursery) -> None:
+        """Begin a request. What is too much is refused here: who does not read the answers, is not listened to meanwhile."""
+        if len(self._scopes) < self._limits.max_requests:
+            self._scopes[number] = trio.CancelScope()
+            nursery.start_soon(self._answer, number, frame)
+            return
+        full = QueueFull(f"more than {self._limits.max_requests} requests are under way on this connection")
+        await self._link.send({"id": number, "error": _data.error_to_json(full)})
+
     def _acknowledged(self, number: int, count: object) -> None:
         """Let a stream go on by so many parts. Of one that has ended meanwhile, it means nothing."""
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ProtocolError("a count is a number from 1", MALFORMED)
         window = self._windows.get(number)
         for _ in range(0 if window is None else min(count, WINDOW - window.value)):
@@ -152,17 +166,27 @@ class Peer:
         try:
             with self._scopes[number]:
                 reply = await self._done(number, frame)
-        finally:
+            await self._reply(number, reply or {"error": _data.error_to_json(cancelled)})
+        finally:  # not before its answer is on its way: answers that nobody reads are counted too
             del self._scopes[number], self._cancelled[number]
             self._windows.pop(number, None)
             if not self._scopes:
                 self._is_idle.set()
                 self._is_idle = trio.Event()
+
+    async def _reply(self, number: int, reply: JSONObject) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
             try:
-                await self._link.send({"id": number, **(reply or {"error": _data.error_to_json(cancelled)})})
+                await self._link.send({"id": number, **reply})
             except ProtocolError as error:  # too large
-                await self._link.send({"id": number, "error": _data.error_to_json(error)})
+                said = reply.get("error") or _data.error_to_json(
+                    error
+                )  # an error goes over, if need be without its result
+                said = {name: value for name, value in said.items() if name != "result"}
+                try:
+                    await self._link.send({"id": number, "error": said})
+                except ProtocolError:
+                    await self._link.send({"id": number, "error": _data.error_to_json(error)})
 
     async def _done(self, number: int, frame: JSONObject) -> JSONObject:
         try:
@@ -173,8 +197,6 @@ class Peer:
             return {"error": _data.error_to_json(error)}
 
     def _operation(self, do: str) -> Callable[[Peer, int, JSONObject], Awaitable[Any]]:
-        if len(self._scopes) > self._limits.max_requests:
-            raise QueueFull(f"more than {self._limits.max_requests} requests are under way on this connection")
         if (operation := _CHANGES.get(do) or _LOOKS.get(do)) is None:
             raise InvalidOption(f"there is no {do!r:.50} to do: {', '.join([*_CHANGES, *_LOOKS])}")
         if do in _CHANGES and self._permissions.read_only:
@@ -205,7 +227,8 @@ class Peer:
                     async for batch in events.batches():
                         await self._push(number, {"events": [envelope.to_dict() for envelope in batch]})
                 return _data.result_to_json(events.result)
-            raise RequestCancelled("the caller's deadline has passed")
+            late = self._cancelled[number] = RequestCancelled("the caller's deadline has passed")
+            raise late
         finally:
             with contextlib.suppress(RuntimeError):  # it has none: it never began
                 self._cancelled[number].result = events.result
@@ -221,7 +244,13 @@ class Peer:
         name, request_id = frame["agent"], _text(frame, "request_id") or new_id()
         once = _text(frame, "once")
         if not self._house.is_repeated(name, request_id, once):
-            self._house.keep(name, await agent.send_message(prompt, request_id=request_id), once)
+            try:
+                self._house.keep(name, await agent.send_message(prompt, request_id=request_id), once)
+            except (
+                InvalidOption
+            ):  # the id is in use: by the same message, if it came over an older connection just now?
+                if not self._house.is_repeated(name, request_id, once):
+                    raise
         return {"request_id": request_id}
 
     async def _result(self, _: int, frame: JSONObject) -> JSONObject:
@@ -283,7 +312,13 @@ class Peer:
         if not isinstance(topics, list) or not topics or not all(isinstance(topic, str) for topic in topics):
             raise InvalidOption(f"topics={topics!r:.100} has to be a list of patterns")
         await self._check_topics(topics)
+        if len(topics) > _TOPICS:
+            raise InvalidOption(f"{len(topics):,} topics are too many for one subscription: {_TOPICS:,} at most")
         given = {name: frame[name] for name in ("buffer", "policy") if name in frame}
+        if isinstance(given.get("buffer"), int) and given["buffer"] > _BUFFER:
+            raise InvalidOption(
+                f"buffer={given['buffer']} is too much to keep for somebody far away: {_BUFFER:,} at most"
+            )
         with self._house.pubsub.subscribe(*topics, **given) as subscription:
             await self._push(number, {"subscribed": topics})
             async for message in subscription:
@@ -294,7 +329,10 @@ class Peer:
         if self._permissions.topics:
             return
         names = self._house.names(self._permissions)
-        sessions = {(await self._house.agent(name, self._permissions)).session_id for name in names}
+        sessions = set()
+        for name in names:
+            with contextlib.suppress(UnknownAgent):  # it has gone since
+                sessions.add((await self._house.agent(name, self._permissions)).session_id)
         for topic in topics:
             match split_pattern(topic):
                 case ("agent", session, *_) if session in sessions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -40,8 +40,23 @@ class Permissions:
 Tokens: TypeAlias = str | Mapping[str, Permissions]
 
 
-def _text(token: object) -> str:
-    return token if isinstance(token, str) else ""
+def is_token(token: object) -> bool:
+    """Whether a header can carry it as it is. Line ends come from files, and would be a header of their own."""
+    return isinstance(token, str) and token.isprintable() and token == token.strip()
+
+
+def _fault(given: Mapping[Any, Any]) -> str:
+    """Return what is wrong with tokens, without showing them."""
+    if not given:
+        return "no token, no service: give token=, a text that nobody can guess, or several"
+    if not all(isinstance(token, str) and len(token) >= _SHORTEST for token in given):
+        return f"a token has to be text of {_SHORTEST} characters at least: secrets.token_urlsafe()"
+    if not all(map(is_token, given)):
+        return "a token is text without line ends, and without spaces around it: strip() what a file has"
+    for permissions in given.values():
+        if not isinstance(permissions, Permissions):
+            return f"a token leads to Permissions(…), not to {permissions!r:.100}"
+    return ""
 
 
 class Doors:
@@ -54,15 +69,9 @@ class Doors:
 
     def __init__(self, tokens: Tokens) -> None:
         given = {tokens: Permissions()} if isinstance(tokens, str) else dict(tokens)
-        if not given:
-            raise InvalidOption("no token, no service: give token=, a text that nobody can guess, or several")
-        for token, permissions in given.items():
-            if len(_text(token)) < _SHORTEST:
-                raise InvalidOption(
-                    f"a token has to be text of {_SHORTEST} characters at least: secrets.token_urlsafe()"
-                )
-            if not isinstance(permissions, Permissions):
-                raise InvalidOption(f"a token leads to Permissions(…), not to {permissions!r:.100}")
+        if fault := _fault(given):
+            del given, tokens  # of a traceback that shows variables, this frame is a part
+            raise InvalidOption(fault)
         self._known = [(token.encode(), permissions) for token, permissions in given.items()]
 
     def open(self, authorization: bytes) -> Permissions | None:

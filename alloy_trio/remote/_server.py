@@ -13,10 +13,11 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from .._errors import InvalidOption
+from .._util import single
 from ._house import Agents, House
 from ._link import PROTOCOL, Link
 from ._peer import Limits, Peer
-from ._rights import Doors, Tokens
+from ._rights import Doors, Permissions, Tokens
 
 if TYPE_CHECKING:
     import ssl
@@ -32,6 +33,7 @@ _HANDSHAKE: Final = 10.0  # seconds that a client has for TLS, and again for the
 _UNAUTHORIZED, _FORBIDDEN, _UPGRADE, _BUSY = 401, 403, 426, 503
 _RECEIVE: Final = 65_536
 _GOODBYE: Final = 0.5  # seconds that a client has to hang up
+_HUNG_UP: Final = (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionClosed)
 _TOLD: Final = 2  # times as many connections as may be are told why they are refused; more are not listened to
 
 
@@ -96,7 +98,10 @@ async def serve_agents(
         InvalidOption: No token, or an address that others can reach without TLS.
         OSError: The port is taken, or the address is not one of this machine.
     """
-    doors = Doors(token)
+    try:
+        doors = Doors(token)
+    finally:
+        del token  # of a traceback that shows variables, this frame is a part
     if ssl_context is None and not insecure and not _is_loopback(host):
         raise InvalidOption(
             f"host={host!r} can be reached from other machines: give ssl_context=, or say insecure=True if what lies "
@@ -146,17 +151,18 @@ class _Server:
     origins: frozenset[str]
     max_message_size: int
     max_connections: int
-    _connections: int = 0
+    _connections: int = 0  # with those that have shown no token yet
+    _let_in: int = 0
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one connection, and leave no socket behind, however it ends."""
         self._connections += 1
         try:
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, ConnectionClosed):
-                if self._connections <= _TOLD * self.max_connections:
-                    await self._serve(stream)
-        except Exception:
-            logger.exception("a connection broke down; the others go on")
+            if self._connections <= _TOLD * self.max_connections:
+                await self._serve(stream)
+        except Exception as error:
+            if not isinstance(single(error), _HUNG_UP):
+                logger.exception("a connection broke down; the others go on")
         finally:
             self._connections -= 1
             with trio.CancelScope(shield=True):
@@ -169,33 +175,46 @@ class _Server:
                 await stream.do_handshake()
             if scope.cancelled_caught:
                 return
-        async with trio.open_nursery() as nursery:
-            request: WebSocketRequest | None = None
-            with trio.move_on_after(_HANDSHAKE):
-                request = await wrap_server_stream(
-                    nursery, stream, max_message_size=self.max_message_size, receive_buffer_size=_RECEIVE
-                )
+        request: WebSocketRequest | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                with trio.move_on_after(_HANDSHAKE):
+                    request = await wrap_server_stream(
+                        nursery, stream, max_message_size=self.max_message_size, receive_buffer_size=_RECEIVE
+                    )
+                if request is not None:
+                    await self._decide(request)
+                nursery.cancel_scope.cancel()
+        except* UnicodeError as group:
             if request is not None:
-                await self._decide(request)
-            nursery.cancel_scope.cancel()
+                raise
+            logger.warning("a connection began with what is no handshake: %s", single(group))  # strangers fill no log
 
-    async def _decide(self, request: WebSocketRequest) -> None:
+    def _judge(self, request: WebSocketRequest) -> tuple[Permissions | None, int, str]:
+        """Return what a client may do; or a status that says why not, with words."""
         headers = {name.lower(): value for name, value in request.headers}
         permissions = self.doors.open(headers.get(b"authorization", b""))
         origin = headers.get(b"origin", b"").decode("latin-1")
-        status, words = 0, ""
         if origin and origin not in self.origins:
-            status, words = _FORBIDDEN, f"pages of {origin} may not connect: origins= says which may"
-        elif permissions is None:
-            status, words = _UNAUTHORIZED, "the token is wrong, or there is none: Authorization: Bearer TOKEN"
-        elif PROTOCOL not in request.proposed_subprotocols:
-            status, words = _UPGRADE, f"this server speaks {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}"
-        elif self._connections > self.max_connections:
-            status, words = _BUSY, f"{self.max_connections} connections are open already"
-        if permissions is None or status:
+            return None, _FORBIDDEN, f"pages of {origin:.200} may not connect: origins= says which may"
+        if permissions is None:
+            return None, _UNAUTHORIZED, "the token is wrong, or there is none: Authorization: Bearer TOKEN"
+        if PROTOCOL not in request.proposed_subprotocols:
+            return None, _UPGRADE, f"this server speaks {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}"
+        if self._let_in >= self.max_connections:
+            return None, _BUSY, f"{self.max_connections} connections are open already"
+        return permissions, 0, ""
+
+    async def _decide(self, request: WebSocketRequest) -> None:
+        permissions, status, words = self._judge(request)
+        if permissions is None:
             logger.warning("a connection was refused: %s", words)
             await request.reject(status, body=words.encode())
             return
-        socket: WebSocketConnection = await request.accept(subprotocol=PROTOCOL)
-        link = Link(socket, max_message_size=self.max_message_size)
-        await Peer(link, self.house, permissions, self.limits).serve()
+        self._let_in += 1
+        try:
+            socket: WebSocketConnection = await request.accept(subprotocol=PROTOCOL)
+            link = Link(socket, max_message_size=self.max_message_size)
+            await Peer(link, self.house, permissions, self.limits).serve()
+        finally:
+            self._let_in -= 1
