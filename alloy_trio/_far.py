@@ -20,6 +20,7 @@ from ._events import Envelope
 from ._messages import Message
 from ._result import Result, ToolCall
 from ._usage import Usage
+from ._util import without_surrogates
 from .pubsub._subscription import Lost
 from .supervision._spec import NameTaken, RestartLimitExceeded
 
@@ -40,11 +41,18 @@ _SAID = ("provider", "model", "status", "retryable", "retry_after", "request_id"
 
 
 def any_to_json(value: object) -> Any:
-    """Return a value of somebody's own as JSON data; as text, if it makes none."""
+    """Return a value of somebody's own as JSON data; as text, if it makes none. What comes out, can be sent."""
     try:
-        return msgspec.to_builtins(dump(value), str_keys=True)
+        return msgspec.json.decode(msgspec.json.encode(dump(value)))
     except Exception:  # noqa: BLE001 - a class of the user's may raise anything
-        return str(value)
+        return _as_text(value)
+
+
+def _as_text(value: object) -> str:
+    try:
+        return str(without_surrogates(str(value)))
+    except Exception:  # noqa: BLE001 - as above
+        return f"<{type(value).__name__}>"
 
 
 def message_to_json(message: Message) -> JSONObject:
@@ -119,12 +127,12 @@ def _call_to_json(call: ToolCall) -> JSONObject:
 
 def error_to_json(error: BaseException, *, with_result: bool = True) -> JSONObject:
     """Return an error: its type, its words, what its handlers need, and the result that it has."""
-    said: JSONObject = {"type": type(error).__name__, "message": str(error)}
+    said: JSONObject = {"type": type(error).__name__, "message": _as_text(error)}
     said |= {name: getattr(error, name) for name in _SAID if getattr(error, name, None) is not None}
     if notes := getattr(error, "__notes__", None):
-        said["notes"] = list(notes)
+        said["notes"] = [_as_text(note) for note in notes]
     if error.__cause__ is not None:
-        said["cause"] = f"{type(error.__cause__).__name__}: {error.__cause__}"
+        said["cause"] = f"{type(error.__cause__).__name__}: {_as_text(error.__cause__)}"
     result = getattr(error, "result", None)
     if with_result and isinstance(result, Result):
         said["result"] = result_to_json(result)

@@ -1,5 +1,5 @@
 """
-What goes over the wire, as JSON and back: results, errors, envelopes, what is published on topics. Pure.
+What goes over the wire, as JSON and back. Pure. The most of it is what goes far in any way (`_far`).
 
 Messages, events, usage and sessions have the JSON form that they have in session files. Values of a program's own, a typed
 output or the data of a tool call, arrive as the JSON that they make; what makes none arrives as text.
@@ -7,155 +7,48 @@ output or the data of a tool call, arrive as the JSON that they make; what makes
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-import msgspec
 
-from .. import _errors
+from .. import _far
 from .._codec import dump, load
-from .._errors import AlloyError, InvalidOption
-from .._events import Envelope
+from .._far import any_to_json
+from .._far import error_to_json as error_to_json
+from .._far import message_to_json as message_to_json
+from .._far import prompt_from_json as prompt_from_json
+from .._far import prompt_to_json as prompt_to_json
+from .._far import published_to_json as published_to_json
+from .._far import result_to_json as result_to_json
 from .._health import Health
-from .._messages import Message, ToolUse
-from .._result import Result, ToolCall
+from .._messages import ToolUse
 from .._usage import Usage
-from .._util import without_surrogates
-from ..pubsub._subscription import Lost
-from ..supervision._spec import NameTaken, RestartLimitExceeded
 from ._errors import NotAllowed, ProtocolError, RemoteError, UnknownAgent
 
 if TYPE_CHECKING:
+    from .._result import Result
     from .._util import JSONObject
 
-_KINDS: dict[str, type[Exception]] = {
-    kind.__name__: kind
-    for kind in (*vars(_errors).values(), NameTaken, RestartLimitExceeded, NotAllowed, ProtocolError, UnknownAgent)
-    if isinstance(kind, type) and issubclass(kind, Exception)
-}
-_SAID = ("provider", "model", "status", "retryable", "retry_after", "request_id")  # of a ProviderError
+_KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (NotAllowed, ProtocolError, UnknownAgent)}
 
 
-def any_to_json(value: object) -> Any:
-    """Return a value of somebody's own as JSON data; as text, if it makes none. What comes out, can be sent."""
-    try:
-        return msgspec.json.decode(msgspec.json.encode(dump(value)))
-    except Exception:  # noqa: BLE001 - a class of the user's may raise anything
-        return _as_text(value)
-
-
-def _as_text(value: object) -> str:
-    try:
-        return str(without_surrogates(str(value)))
-    except Exception:  # noqa: BLE001 - as above
-        return f"<{type(value).__name__}>"
-
-
-def message_to_json(message: Message) -> JSONObject:
-    """Return a message."""
-    return {"role": message.role, **dump(message)}
-
-
-def prompt_to_json(prompt: str | Message) -> str | JSONObject:
-    """Return a prompt: text, or a message."""
-    return prompt if isinstance(prompt, str) else message_to_json(prompt)
-
-
-def prompt_from_json(data: object) -> str | Message:
-    """Read a prompt. Raises InvalidOption where it is none."""
-    if isinstance(data, str):
-        return data
-    try:
-        return load(data, Message)
-    except ValueError as error:
-        raise InvalidOption(f"the prompt cannot be read: {error}") from error
-
-
-# Results
-
-
-def result_to_json(result: Result) -> JSONObject:
-    """Return a result, with its error if it has one."""
-    return {
-        "text": result.text,
-        "output": any_to_json(result.output),
-        "messages": [message_to_json(message) for message in result.messages],
-        "usage": dump(result.usage),
-        "cost_cents": None if result.cost_cents is None else str(result.cost_cents),
-        "overrun_cents": str(result.overrun_cents),
-        "tool_calls": [_call_to_json(call) for call in result.tool_calls],
-        "status": result.status,
-        "turns": result.turns,
-        "error": None if result.error is None else error_to_json(result.error, with_result=False),
-        "request_id": result.request_id,
-        "stop_reason": result.stop_reason,
-        "metadata": any_to_json(dict(result.metadata)),
-    }
+def _unknown(words: str, kind: str) -> Exception:
+    return RemoteError(words, kind=kind)
 
 
 def result_from_json(data: JSONObject) -> Result:
     """Read a result."""
-    cost = data["cost_cents"]
-    return Result(
-        text=data["text"],
-        output=data["output"],
-        messages=tuple(load(message, Message) for message in data["messages"]),
-        usage=load(data["usage"], Usage),
-        cost_cents=None if cost is None else Decimal(cost),
-        overrun_cents=Decimal(data["overrun_cents"]),
-        tool_calls=tuple(ToolCall(**call) for call in data["tool_calls"]),
-        status=data["status"],
-        turns=data["turns"],
-        error=None if data["error"] is None else error_from_json(data["error"]),
-        request_id=data["request_id"],
-        stop_reason=data["stop_reason"],
-        metadata=data["metadata"],
-    )
-
-
-def _call_to_json(call: ToolCall) -> JSONObject:
-    fields = {field.name: getattr(call, field.name) for field in attrs.fields(ToolCall)}
-    return {**fields, "input": any_to_json(call.input), "data": any_to_json(call.data)}
-
-
-# Errors
-
-
-def error_to_json(error: BaseException, *, with_result: bool = True) -> JSONObject:
-    """Return an error: its type, its words, what its handlers need, and the result that it has."""
-    said: JSONObject = {"type": type(error).__name__, "message": _as_text(error)}
-    said |= {name: getattr(error, name) for name in _SAID if getattr(error, name, None) is not None}
-    if notes := getattr(error, "__notes__", None):
-        said["notes"] = [_as_text(note) for note in notes]
-    if error.__cause__ is not None:
-        said["cause"] = f"{type(error.__cause__).__name__}: {_as_text(error.__cause__)}"
-    result = getattr(error, "result", None)
-    if with_result and isinstance(result, Result):
-        said["result"] = result_to_json(result)
-    return said
+    return _far.result_from_json(data, _unknown)
 
 
 def error_from_json(data: JSONObject) -> Exception:
     """Read an error: of the same type, if it is one of ours; else a `RemoteError`, which names it."""
-    kind, words = _KINDS.get(data["type"]), data["message"]
-    if kind is None:
-        error: Exception = RemoteError(f"{data['type']}: {words}", kind=data["type"])
-    elif issubclass(kind, _errors.ProviderError):
-        error = kind(words, **{name: data[name] for name in _SAID if name in data})
-    else:
-        error = kind(words)
-    for note in data.get("notes", ()):
-        error.add_note(note)
-    if "cause" in data:
-        error.add_note(f"Its cause at the other end: {data['cause']}")
-    if "result" in data and isinstance(error, AlloyError):
-        error.result = result_from_json(data["result"])
-        error.result = attrs.evolve(error.result, error=error)
-    return error
+    return _far.error_from_json(data, _unknown, _KINDS)
 
 
-# What an agent says of itself
+def published_from_json(data: JSONObject) -> object:
+    """Read what was received from a topic."""
+    return _far.published_from_json(data, _unknown)
 
 
 def health_to_json(health: Health) -> JSONObject:
@@ -177,28 +70,3 @@ def call_to_json(call: ToolUse) -> JSONObject:
 def call_from_json(data: JSONObject) -> ToolUse:
     """Read a call."""
     return ToolUse(data["id"], data["name"], data["input"])
-
-
-# What is published
-
-
-def published_to_json(topic: str | None, message: object) -> JSONObject:
-    """Return what was received from a topic: a batch of envelopes, a result, a loss, or anything else as JSON."""
-    if isinstance(message, Lost):
-        return {"lost": message.count}
-    if isinstance(message, Result):
-        return {"topic": topic, "result": result_to_json(message)}
-    if isinstance(message, tuple) and message and all(isinstance(each, Envelope) for each in message):
-        return {"topic": topic, "events": [each.to_dict() for each in message]}
-    return {"topic": topic, "message": any_to_json(message)}
-
-
-def published_from_json(data: JSONObject) -> object:
-    """Read what was received from a topic."""
-    if "lost" in data:
-        return Lost(data["lost"])
-    if "result" in data:
-        return result_from_json(data["result"])
-    if "events" in data:
-        return tuple(Envelope.from_dict(each) for each in data["events"])
-    return data["message"]
