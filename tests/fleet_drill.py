@@ -80,8 +80,20 @@ class Drill:
         self.lines: dict[str, int] = {}
         self.limit = trio.CapacityLimiter(AT_ONCE)
 
+    command_prefix: tuple[str, ...] = ()  # of a worker's
+
     def start_worker(self) -> None:
-        command = [sys.executable, "-m", "alloy_trio", "worker", "--module", "fleet_agents", "--redis", self.server.url]
+        command = [
+            *self.command_prefix,
+            sys.executable,
+            "-m",
+            "alloy_trio",
+            "worker",
+            "--module",
+            "fleet_agents",
+            "--redis",
+            self.server.url,
+        ]
         command += ["--visibility", str(self.plan.visibility), "--concurrency", "8", "--max-tries", "1000"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
         self.workers.append(
