@@ -513,6 +513,17 @@ async def test_a_registry_has_one_owner_for_each_name() -> None:
         await registry.wait("nobody")
 
 
+async def test_a_name_is_kept_for_a_child_that_was_stopped(autojump_clock: object) -> None:
+    """From `start_child` to `delete_child`, whether it is up or not."""
+    on, registry = Stage(), Registry()
+    async with open_supervisor([on.spec("a")], registry=registry) as supervisor:
+        await supervisor.terminate_child("a")
+        with pytest.raises(NameTaken):
+            registry.claim("a", "somebody else")
+        await supervisor.delete_child("a")
+        registry.claim("a", "somebody else")
+
+
 async def test_an_agent_s_handle_outlives_restarts(autojump_clock: object) -> None:
     """What is asked while it is down waits for it."""
     provider = ScriptedProvider(["a", "b"])
