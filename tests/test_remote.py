@@ -350,6 +350,17 @@ async def test_a_budget_that_ends_a_run_is_said(autojump_clock: object) -> None:
     assert caught.value.result.messages == (Message.user("go"),)
 
 
+async def test_budgets_around_the_server_pay_and_those_around_the_caller_do_not(autojump_clock: object) -> None:
+    there, here = alloy_trio.Budget("1"), alloy_trio.Budget("1")
+    provider = ScriptedProvider(["a"], price=alloy_trio.Price("3", "15"))
+    async with open_agent(provider=provider) as agent, contextlib.AsyncExitStack() as stack:
+        with there:
+            remote = await stack.enter_async_context(linked({"x": agent}))
+        with here:
+            await remote.agent("x").chat("go")
+    assert (there.spent > 0, here.spent) == (True, 0)
+
+
 class Ask(Middleware):
     async def before_tool_call(self, state: RunState, call: ToolUse) -> Any:
         return await state.approval(call)
