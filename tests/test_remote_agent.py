@@ -6,7 +6,7 @@ What an agent shows by itself (`messages`, `health`) these tests read where it i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import test_agent_checkpoints
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MODULES = (test_agent_checkpoints, test_agent_server, test_agent_queue, test_commit, test_steering)
 
 LEFT_OUT = {
+    "test_whoever_gives_up_waiting_leaves_the_queue": "random, and takes long",
+    "test_cancelled_at_every_checkpoint": "below, half of it",
     "test_one_call_is_cancelled_at_every_checkpoint": "asserts what each of its steps brings",
     "test_the_money_ends_at_every_moment": "the same",
     "test_stopped_at_every_checkpoint": "the same",
@@ -54,6 +56,11 @@ def _adopt(module: ModuleType) -> None:
 
 for _module in MODULES:
     _adopt(_module)
+
+
+@pytest.mark.parametrize("ask", [test_agent_checkpoints.chat, test_agent_checkpoints.stream])
+async def test_cancelled_at_every_checkpoint(ask: Any, autojump_clock: object) -> None:
+    await test_agent_checkpoints.test_cancelled_at_every_checkpoint(ask, "keep", autojump_clock)
 
 
 def test_what_is_left_out_exists() -> None:
