@@ -6,6 +6,8 @@ import contextlib
 import json
 import socket
 import ssl
+import subprocess
+import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -821,3 +823,9 @@ async def test_a_peer_that_answers_no_ping_is_gone(autojump_clock: object) -> No
                     await trio.sleep(30)
                     assert agent.health().last_status == "cancelled"
                     cut(streams)
+
+
+def test_without_its_extra_the_import_says_what_to_install() -> None:
+    said = "import sys; sys.modules['trio_websocket'] = None; import alloy_trio.remote"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert 'pip install "alloy_trio[ws]"' in done.stderr.splitlines()[-1]

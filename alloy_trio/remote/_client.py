@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
+
+try:
+    from trio_websocket import ConnectionClosed, ConnectionRejected, wrap_client_stream
+except ImportError as missing:
+    raise ImportError('alloy_trio.remote needs trio-websocket: pip install "alloy_trio[ws]"') from missing
 
 from .._background import Background
 from .._errors import InvalidOption
