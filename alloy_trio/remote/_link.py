@@ -28,7 +28,6 @@ PROTOCOL: Final = "alloy.v1"
 MALFORMED: Final = 1007
 BINARY: Final = 1003
 GOING_AWAY: Final = 1001
-POLICY: Final = 1008
 TOO_LARGE: Final = 1009
 
 _GOODBYE: Final = 0.5  # seconds that a peer has to answer a goodbye

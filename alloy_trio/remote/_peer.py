@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 import trio
@@ -197,9 +197,9 @@ class Peer:
             return {"error": _data.error_to_json(error)}
 
     def _operation(self, do: str) -> Callable[[Peer, int, JSONObject], Awaitable[Any]]:
-        if (operation := _CHANGES.get(do) or _LOOKS.get(do)) is None:
-            raise InvalidOption(f"there is no {do!r:.50} to do: {', '.join([*_CHANGES, *_LOOKS])}")
-        if do in _CHANGES and self._permissions.read_only:
+        if (operation := self._CHANGES.get(do) or self._LOOKS.get(do)) is None:
+            raise InvalidOption(f"there is no {do!r:.50} to do: {', '.join([*self._CHANGES, *self._LOOKS])}")
+        if do in self._CHANGES and self._permissions.read_only:
             raise NotAllowed(f"this token may only look: {do} is not for it")
         return operation
 
@@ -341,29 +341,28 @@ class Peer:
                 f"this token may subscribe to the topics of its agents only, agent:<session id>:…: {topic!r:.100}"
             )
 
-
-_CHANGES: Final = {
-    "chat": Peer._chat,  # noqa: SLF001 - its own, as are all of these
-    "stream_chat": Peer._stream_chat,  # noqa: SLF001
-    "send_message": Peer._send_message,  # noqa: SLF001
-    "cancel_request": Peer._cancel_request,  # noqa: SLF001
-    "cancel_tool": Peer._cancel_tool,  # noqa: SLF001
-    "steer": Peer._steer,  # noqa: SLF001
-    "approve": Peer._approve,  # noqa: SLF001
-    "deny": Peer._deny,  # noqa: SLF001
-    "reset": Peer._reset,  # noqa: SLF001
-}
-_LOOKS: Final = {
-    "agents": Peer._agents,  # noqa: SLF001
-    "messages": Peer._messages,  # noqa: SLF001
-    "usage": Peer._usage,  # noqa: SLF001
-    "health": Peer._health,  # noqa: SLF001
-    "export_session": Peer._export_session,  # noqa: SLF001
-    "pending_approvals": Peer._pending_approvals,  # noqa: SLF001
-    "wait_idle": Peer._wait_idle,  # noqa: SLF001
-    "result": Peer._result,  # noqa: SLF001
-    "subscribe": Peer._subscribe,  # noqa: SLF001
-}
+    _CHANGES: ClassVar = {
+        "chat": _chat,
+        "stream_chat": _stream_chat,
+        "send_message": _send_message,
+        "cancel_request": _cancel_request,
+        "cancel_tool": _cancel_tool,
+        "steer": _steer,
+        "approve": _approve,
+        "deny": _deny,
+        "reset": _reset,
+    }
+    _LOOKS: ClassVar = {
+        "agents": _agents,
+        "messages": _messages,
+        "usage": _usage,
+        "health": _health,
+        "export_session": _export_session,
+        "pending_approvals": _pending_approvals,
+        "wait_idle": _wait_idle,
+        "result": _result,
+        "subscribe": _subscribe,
+    }
 
 
 def _deadline(frame: JSONObject) -> trio.CancelScope:
