@@ -27,9 +27,8 @@ class RequestSource:
     def begin(self, sink: Sink) -> None:
         """Ask the agent."""
         self._request = self._ask(sink)
-        self._inside.enter_context(
-            part_of(self._request)
-        )  # the body must not wait for the agent, whose run waits for it
+        # The body must not wait for the agent, whose run waits for it.
+        self._inside.enter_context(part_of(self._request))
 
     async def drive(self) -> None:
         """Wait for the answer."""

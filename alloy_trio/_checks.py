@@ -100,9 +100,8 @@ def callback(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 def mapping(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, Mapping):
-        raise InvalidOption(
-            f"{field.name} has to be a mapping, and is of type {type(value).__name__}"
-        )  # not what is in it
+        # Its type, not what is in it: that may be secret.
+        raise InvalidOption(f"{field.name} has to be a mapping, and is of type {type(value).__name__}")
 
 
 def optional_text(_: object, field: attrs.Attribute[Any], value: object) -> None:

@@ -53,9 +53,8 @@ class Config:
     cancel_grace: float = attrs.field(default=5.0, validator=_checks.duration)
     working_directory: Path = attrs.field(default=Path(), converter=_checks.path)
     allowed_paths: tuple[Path, ...] | None = attrs.field(default=None, converter=_checks.paths)
-    context: Mapping[str, Any] = attrs.field(
-        factory=dict, validator=_checks.mapping, repr=False
-    )  # the user's own values
+    # The user's own values.
+    context: Mapping[str, Any] = attrs.field(factory=dict, validator=_checks.mapping, repr=False)
     deps: Any = attrs.field(default=None, repr=False)
     until_tool: str | None = attrs.field(default=None, validator=_checks.optional_text)
     output_type: Output | None = None  # made of the type

@@ -110,9 +110,8 @@ class AgentRequest:
                 with trio.CancelScope(shield=True):
                     await self.done.wait()
         if self.is_cancelled:
-            await (
-                trio.lowlevel.checkpoint_if_cancelled()
-            )  # by a deadline of the caller's, which the request has as well
+            # By a deadline of the caller's, which the request has as well.
+            await trio.lowlevel.checkpoint_if_cancelled()
         return self.outcome()
 
     def ended(self, messages: tuple[Message, ...], crashed: AgentCrashed | None) -> Result:

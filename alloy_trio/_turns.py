@@ -94,9 +94,8 @@ async def take_turns(run: Run, story: Story) -> Status:
 
 
 async def _begin_turn(run: Run) -> None:
-    if (
-        run.turns % _WITHOUT_A_STEP == _WITHOUT_A_STEP - 1
-    ):  # a provider and tools that never wait would keep all from running
+    # A provider and tools that never wait would keep all from running.
+    if run.turns % _WITHOUT_A_STEP == _WITHOUT_A_STEP - 1:
         await trio.lowlevel.checkpoint()
     if run.emitter.unheard(1) is None:
         await run.emitter.emit(TurnStart())

@@ -71,9 +71,8 @@ class Request:
     _alone: bool = attrs.field(default=False, repr=False, eq=False)  # beside a conversation: it continues none
     # What of a conversation was serialized before, by whom, and as of which messages: see `_transcript`.
     _transcripts: tuple[tuple[Message, ...], dict[Any, Any]] | None = attrs.field(default=None, repr=False, eq=False)
-    _size: Size | None = attrs.field(
-        default=None, repr=False, eq=False
-    )  # of all of it, where it is known without a look
+    # Of the whole conversation, where it is known without a look.
+    _size: Size | None = attrs.field(default=None, repr=False, eq=False)
 
 
 _STOP_REASONS = frozenset(StopReason)

@@ -122,9 +122,8 @@ class Metered:
                 response = self._check(await self._perform(attempt, request, emit))
         except Exception as caught:  # noqa: BLE001 - raised again, unless it was cut
             error = single(caught)
-            if (
-                attempt.scope is None or not attempt.scope.cancel_called
-            ):  # else it was cut, and only its cleaning up has failed
+            # Where it was cut, only its cleaning up has failed.
+            if attempt.scope is None or not attempt.scope.cancel_called:
                 raise error from error.__cause__
         finally:
             usage = attempt.settle(response, error)

@@ -179,9 +179,8 @@ class Peer:
             try:
                 await self._link.send({"id": number, **reply})
             except ProtocolError as error:  # too large
-                said = reply.get("error") or _data.error_to_json(
-                    error
-                )  # an error goes over, if need be without its result
+                # An error goes over, if need be without its result.
+                said = reply.get("error") or _data.error_to_json(error)
                 said = {name: value for name, value in said.items() if name != "result"}
                 try:
                     await self._link.send({"id": number, "error": said})
@@ -246,9 +245,8 @@ class Peer:
         if not self._house.is_repeated(name, request_id, once):
             try:
                 self._house.keep(name, await agent.send_message(prompt, request_id=request_id), once)
-            except (
-                InvalidOption
-            ):  # the id is in use: by the same message, if it came over an older connection just now?
+            except InvalidOption:
+                # The id is in use: by the same message, if it came over an older connection just now?
                 if not self._house.is_repeated(name, request_id, once):
                     raise
         return {"request_id": request_id}

@@ -108,9 +108,8 @@ class Decider:
         self._registry = registry
         self._on_event = on_event
         self._restarts: deque[float] = deque()
-        self._send, self._receive = trio.open_memory_channel[_Order](
-            math.inf
-        )  # an exit a life, and an order a waiting task
+        # An exit a life, and an order a waiting task.
+        self._send, self._receive = trio.open_memory_channel[_Order](math.inf)
         self._work = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
 

@@ -60,9 +60,8 @@ class ToolContext(Generic[D]):
     correlation_id: str = ""
     _emit: Callable[[Custom], Awaitable[None]] = attrs.field(default=_discard, repr=False)
     _cancelled: bool = attrs.field(default=False, init=False, repr=False)
-    _scopes: set[trio.CancelScope] | None = attrs.field(
-        default=None, init=False, repr=False
-    )  # of what a thread does in Trio
+    # Of what a thread does in Trio.
+    _scopes: set[trio.CancelScope] | None = attrs.field(default=None, init=False, repr=False)
 
     def check_cancelled(self) -> None:
         """

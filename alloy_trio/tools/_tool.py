@@ -76,9 +76,8 @@ class Tool:
         repr=False,
         alias="_parse",
     )
-    _root: Tool | None = attrs.field(
-        default=None, repr=False, alias="_root"
-    )  # what `evolve` made this of, first of all
+    # What `evolve` made this of, first of all.
+    _root: Tool | None = attrs.field(default=None, repr=False, alias="_root")
 
     def __attrs_post_init__(self) -> None:
         for fault in _faults(self):
