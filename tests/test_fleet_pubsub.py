@@ -10,7 +10,7 @@ from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redi
 
 from alloy_trio import AgentConfig, InvalidOption, Result, open_agent
 from alloy_trio.events import Envelope
-from alloy_trio.fleet import RedisPubSub, Worker
+from alloy_trio.fleet import RedisPubSub, RedisUnavailable, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,8 +192,12 @@ async def test_what_was_published_last_is_still_sent(fleet: Fleet) -> None:
 
 async def test_one_that_is_not_open(fleet: Fleet) -> None:
     pubsub = fleet.pubsub()
+    subscription = pubsub.subscribe("a")
     with pytest.raises(RuntimeError, match="not open"):
         pubsub.publish("a", 1)
+    with pytest.raises(RuntimeError, match="not open"):
+        await pubsub.apublish("a", 1)
+    assert subscription.statistics().buffered == 0  # it went to nobody
     async with pubsub:
         with pytest.raises(InvalidOption, match="open already"):
             await pubsub.__aenter__()
@@ -201,3 +205,12 @@ async def test_one_that_is_not_open(fleet: Fleet) -> None:
             await pubsub.subscribe_late("a", last=0)
     with pytest.raises(InvalidOption, match="keep="):
         RedisPubSub(keep=-1)
+
+
+async def test_who_may_not_listen_is_told(fleet: Fleet) -> None:
+    """Not left waiting: Redis takes commands of that user, but lets it hear nothing."""
+    await fleet.redis("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "+@all", "resetchannels")
+    url = fleet.url.replace("unix://", "unix://deaf:secret@")
+    with trio.fail_after(10), pytest.raises(RedisUnavailable, match="could not be heard for 0.5 seconds"):
+        async with RedisPubSub(url, prefix=fleet.prefix, patience=0.5):
+            pass

@@ -110,6 +110,21 @@ async def test_who_finds_a_request_shares_its_answer(fleet: Fleet) -> None:
                 assert (await found.result()).text == (await again.result()).text == "1: hello"
 
 
+async def test_of_a_request_that_is_gone_nobody_waits_for_the_answer(fleet: Fleet) -> None:
+    """Neither who has found it earlier, nor who asks again."""
+    with trio.fail_after(10):
+        async with fleet.queue() as queue:
+            await queue.submit("echo", "hello", request_id="a")
+        async with fleet.queue() as queue:
+            found = await queue.find("echo", "a")
+            await fleet.redis("DEL", *await fleet.keys())
+            with pytest.raises(UnknownRequest, match="no request 'a'"):
+                await queue.find("echo", "a")
+            for _ in range(2):
+                with pytest.raises(UnknownRequest, match="no request 'a'"):
+                    await found.result()
+
+
 async def test_a_queue_that_was_left_says_so(fleet: Fleet) -> None:
     """Nobody waits there for what cannot come; what was submitted is answered, and found by its id."""
     with trio.fail_after(10):

@@ -91,9 +91,8 @@ class RedisPubSub(PubSub):
         self._outbox: deque[tuple[str, Any]] = deque()
         self._is_filled = trio.Event()
         self._catching_up: list[tuple[str, list[tuple[str, Any]]]] = []  # topics, and what is heard of them meanwhile
-        self._newest: WeakKeyDictionary[Subscription, tuple[int, int]] = (
-            WeakKeyDictionary()
-        )  # what came from the stream
+        # What came from the stream.
+        self._newest: WeakKeyDictionary[Subscription, tuple[int, int]] = WeakKeyDictionary()
         self._link: Link | None = None
         self._opened: contextlib.AsyncExitStack | None = None
         self.unsent: int = 0
@@ -108,12 +107,14 @@ class RedisPubSub(PubSub):
             InvalidOption: The topic cannot be one.
             RuntimeError: Called outside of the Trio run that this belongs to, or while it is not open.
         """
+        self._open_link()
         taken = super().publish(topic, message)
         self._post(topic, message)
         return taken
 
     async def apublish(self, topic: str, message: Any) -> int:
         """Do the same with a checkpoint before every 256 subscribers, the first included. Raises as `publish`."""
+        self._open_link()
         taken = await super().apublish(topic, message)
         self._post(topic, message)
         return taken
@@ -164,7 +165,6 @@ class RedisPubSub(PubSub):
     # To others
 
     def _post(self, topic: str, message: Any) -> None:
-        self._open_link()
         if len(self._outbox) >= self._most:
             self._outbox.popleft()
             self.unsent += 1
@@ -217,10 +217,14 @@ class RedisPubSub(PubSub):
         if self._opened is not None:
             raise InvalidOption("this RedisPubSub is open already")
         async with contextlib.AsyncExitStack() as stack:
-            self._link = await stack.enter_async_context(open_link(self._url, self._patience))
+            link = await stack.enter_async_context(open_link(self._url, self._patience))
             up = trio.Event()
             await stack.enter_async_context(beside(partial(hear, self._url, f"{self._prefix}topic:*", self._take, up)))
-            await up.wait()
+            with trio.move_on_after(self._patience):
+                await up.wait()
+            if not up.is_set():
+                raise RedisUnavailable(f"what is published could not be heard for {self._patience:g} seconds: see the log")
+            self._link = link
             await stack.enter_async_context(beside(self._send))
             self._opened = stack.pop_all()
         return self

@@ -77,7 +77,7 @@ class _Client:
         while True:
             try:
                 async with _make(self._url) as client:
-                    self._client, self._stuck = client, trio.Event()
+                    self._client, self._stuck, self._why = client, trio.Event(), None
                     self._ready.set()
                     await self._stuck.wait()
             except Exception as error:  # noqa: BLE001 - told to who asks

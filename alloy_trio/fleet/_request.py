@@ -50,6 +50,8 @@ class QueuedRequest:
         if not self.is_done and self._queue._is_closed:  # noqa: SLF001 - it made this
             raise left()
         while self._answer is None:
+            if isinstance(self._trouble, UnknownRequest):  # for good: nothing more is heard of it
+                raise self._trouble
             await self._news.wait()
             if not self.is_done and self._trouble is not None:
                 raise self._trouble

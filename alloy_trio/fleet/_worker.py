@@ -137,7 +137,6 @@ class Worker:
         self._limit = trio.CapacityLimiter(concurrency)
         self._room = trio.lowlevel.ParkingLot()
         self._taking = trio.CancelScope()
-        self._is_stopping = False
         self._answered = self._lost = self._released = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
@@ -177,7 +176,6 @@ class Worker:
 
     def stop(self) -> None:
         """Take nothing more: `serve` ends with the last of what runs."""
-        self._is_stopping = True
         self._taking.cancel()
 
     def statistics(self) -> WorkerStatistics:
