@@ -46,6 +46,11 @@ def whole_number_or_0(_: object, field: attrs.Attribute[Any], value: object) -> 
         raise InvalidOption(f"{field.name}={value!r} has to be a whole number, 0 or more")
 
 
+def above_0(_: object, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise InvalidOption(f"{field.name}={value!r:.100} has to be a number above 0 (math.inf for no limit)")
+
+
 def cents(cents: Any) -> Decimal | None:
     if cents is None:
         return None

@@ -6,6 +6,7 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 import trio.testing
 
@@ -46,7 +47,8 @@ async def linked(
     `streams` gets the client's ends, for `cut`.
     """
     doors = Doors(tokens or token)
-    server = _Server(house or House(agents, pubsub), doors, limits, frozenset(), MEGABYTES, 100)
+    limits = attrs.evolve(limits, max_message_size=MEGABYTES)
+    server = _Server(house or House(agents, pubsub), doors, limits, frozenset())
     send, receive = trio.open_memory_channel[Any](math.inf)
 
     async def serve() -> None:
@@ -63,7 +65,6 @@ async def linked(
 
     options = Options(
         url="ws://here",
-        token=token,
         ssl_context=None,
         max_message_size=MEGABYTES,
         ping_interval=1e9,
@@ -71,7 +72,7 @@ async def linked(
         connect_timeout=1e9,
         reconnect=reconnect,
     )
-    remote = Remote(options, dial)
+    remote = Remote(options, token, dial)
     async with Background(serve), Background(remote._live):
         await remote._connected()
         yield remote

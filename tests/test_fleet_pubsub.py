@@ -211,6 +211,6 @@ async def test_who_may_not_listen_is_told(fleet: Fleet) -> None:
     """Not left waiting: Redis takes commands of that user, but lets it hear nothing."""
     await fleet.redis("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "+@all", "resetchannels")
     url = fleet.url.replace("unix://", "unix://deaf:secret@")
-    with trio.fail_after(10), pytest.raises(RedisUnavailable, match="could not be heard for 0.5 seconds"):
+    with trio.fail_after(10), pytest.raises(RedisUnavailable, match="could not be heard"):
         async with RedisPubSub(url, prefix=fleet.prefix, patience=0.5):
             pass

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import ssl
 import subprocess
 import sys
+import traceback
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,7 @@ from alloy_trio.teams import broadcast, delegate, handoff
 from alloy_trio.testing import ScriptedProvider, assert_no_orphans, delay, error, text, tool_call
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from alloy_trio.supervision import Supervisor
 
@@ -248,6 +250,36 @@ async def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(InvalidOption, match="ws://HOST:PORT"):
         async with connect(url, TOKEN):
             pass
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_requests": 0},
+        {"max_rate": 0},
+        {"max_rate": math.nan},
+        {"max_connections": -1},
+        {"max_message_size": 1.5},
+        {"ping_interval": 0},
+        {"ping_timeout": "soon"},
+        {"idle_timeout": True},
+        {"connect_timeout": 0},
+        {"reconnect": -1},
+    ],
+)
+async def test_a_number_that_cannot_be_right(given: Any) -> None:
+    """At either end that has it; and no frame of the error has the token."""
+    name = next(iter(given))
+    ends: list[Callable[[], Awaitable[object]]] = []
+    if name not in {"connect_timeout", "reconnect"}:
+        ends.append(lambda: serve_agents({}, "127.0.0.1", 0, TOKEN, **given))
+    if name not in {"max_requests", "max_rate", "max_connections", "idle_timeout"}:
+        ends.append(lambda: connect("ws://127.0.0.1:9", TOKEN, **given).__aenter__())
+    for end in ends:
+        with pytest.raises(InvalidOption, match=f"{name}=") as caught:
+            await end()
+        summary = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        assert TOKEN not in "".join(summary.format())
 
 
 async def test_what_a_token_is_good_for(autojump_clock: object) -> None:

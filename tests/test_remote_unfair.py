@@ -185,7 +185,7 @@ async def test_who_hangs_up_in_the_handshake_is_no_news(caplog: pytest.LogCaptur
     )
     received = trio.testing.MemoryReceiveStream()
     received.put_data(asked.encode())
-    server = _Server(House({}), Doors(TOKEN), Limits(), frozenset(), 2**20, 10)
+    server = _Server(House({}), Doors(TOKEN), Limits(max_message_size=2**20, max_connections=10), frozenset())
     with caplog.at_level(logging.INFO, "alloy_trio.remote"), trio.fail_after(10):
         await server.handle(trio.StapledStream(trio.testing.MemorySendStream(gone), received))
     assert caplog.records == []

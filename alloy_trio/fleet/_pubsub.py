@@ -223,7 +223,9 @@ class RedisPubSub(PubSub):
             with trio.move_on_after(self._patience):
                 await up.wait()
             if not up.is_set():
-                raise RedisUnavailable(f"what is published could not be heard for {self._patience:g} seconds: see the log")
+                raise RedisUnavailable(
+                    f"what is published could not be heard for {self._patience:g} seconds: see the log"
+                )
             self._link = link
             await stack.enter_async_context(beside(self._send))
             self._opened = stack.pop_all()

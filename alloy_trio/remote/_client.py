@@ -25,7 +25,7 @@ from ..pubsub._subscription import Lost
 from . import _data
 from ._dial import Options, Watched, check_url, dial
 from ._errors import ConnectionLost, ProtocolError, Refused
-from ._link import PROTOCOL, TOO_LARGE, Link
+from ._link import PROTOCOL, TOO_LARGE, Link, until_gone
 from ._peer import WINDOW
 from ._remote_agent import RemoteAgent
 from ._remote_subscription import RemoteSubscription
@@ -69,8 +69,9 @@ class Remote:
     subscribes, and `send_message`, whose request the other end knows by its id.
     """
 
-    def __init__(self, options: Options, dial: Callable[[Options], Awaitable[trio.abc.Stream]]) -> None:
+    def __init__(self, options: Options, token: str, dial: Callable[[Options], Awaitable[trio.abc.Stream]]) -> None:
         self._options = options
+        self._token = token
         self._dial = dial
         self._numbers = itertools.count(1)
         self._asks: dict[int, _Ask] = {}
@@ -291,16 +292,14 @@ class Remote:
                         url.netloc,
                         url.path or "/",
                         subprotocols=[PROTOCOL],
-                        extra_headers=[(b"Authorization", f"Bearer {options.token}".encode())],
+                        extra_headers=[(b"Authorization", f"Bearer {self._token}".encode())],
                         max_message_size=options.max_message_size,
                         receive_buffer_size=_RECEIVE,
                     )
                 link = Link(socket, max_message_size=options.max_message_size)
                 try:
-                    nursery.start_soon(self._until_gone, link.write, nursery)
-                    nursery.start_soon(
-                        self._until_gone, link.beat, nursery, options.ping_interval, options.ping_timeout
-                    )
+                    nursery.start_soon(until_gone, link.write, nursery)
+                    nursery.start_soon(until_gone, link.beat, nursery, options.ping_interval, options.ping_timeout)
                     with trio.fail_after(options.connect_timeout):
                         await self._greeted(link)
                     await self._read(link)
@@ -317,11 +316,6 @@ class Remote:
                 nursery.cancel_scope.cancel()
         except* Exception as group:  # noqa: BLE001 - one task is there at first, and its error is what went wrong
             raise single(group) from None
-
-    @staticmethod
-    async def _until_gone(fn: Callable[..., Awaitable[None]], nursery: trio.Nursery, *args: float) -> None:
-        await fn(*args)
-        nursery.cancel_scope.cancel()
 
     async def _greeted(self, link: Link) -> None:
         match await link.receive():
@@ -405,24 +399,26 @@ async def connect(
     Raises:
         ConnectionLost: Nobody answers there.
         Refused: The server does not let us in.
-        InvalidOption: The URL is none, or has a password in it; the token is none.
+        InvalidOption: The URL is none, or has a password in it; the token is none; a number cannot be right.
     """
-    check_url(url)
-    if not is_token(token):
-        del token
-        raise InvalidOption("a token is text without line ends, and without spaces around it: strip() what a file has")
-    options = Options(
-        url=url,
-        token=token,
-        ssl_context=ssl_context,
-        max_message_size=max_message_size,
-        ping_interval=ping_interval,
-        ping_timeout=ping_timeout,
-        connect_timeout=connect_timeout,
-        reconnect=reconnect,
-    )
-    del token  # of a traceback that shows variables, this frame is a part
-    remote = Remote(options, dial)
+    try:
+        check_url(url)
+        options = Options(
+            url=url,
+            ssl_context=ssl_context,
+            max_message_size=max_message_size,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+            connect_timeout=connect_timeout,
+            reconnect=reconnect,
+        )
+        if not is_token(token):
+            raise InvalidOption(
+                "a token is text without line ends, and without spaces around it: strip() what a file has"
+            )
+        remote = Remote(options, token, dial)
+    finally:
+        del token  # of a traceback that shows variables, this frame is a part
     async with Background(remote._live):  # noqa: SLF001 - its other half
         await remote._connected()  # noqa: SLF001 - as above
         yield remote

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from .. import _checks
 from .._errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -31,16 +32,15 @@ def check_url(url: str) -> None:
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """What `connect` was given; the attributes are its arguments."""
+    """What `connect` was given, but for the token; the attributes are its arguments. Raises InvalidOption."""
 
     url: str
-    token: str = attrs.field(repr=False)
     ssl_context: ssl.SSLContext | None
-    max_message_size: int
-    ping_interval: float
-    ping_timeout: float
-    connect_timeout: float
-    reconnect: float
+    max_message_size: int = attrs.field(validator=_checks.whole_number)
+    ping_interval: float = attrs.field(validator=_checks.above_0)
+    ping_timeout: float = attrs.field(validator=_checks.above_0)
+    connect_timeout: float = attrs.field(validator=_checks.above_0)
+    reconnect: float = attrs.field(validator=_checks.duration)
 
 
 async def dial(options: Options) -> trio.abc.Stream:

@@ -18,6 +18,8 @@ from .._util import without_surrogates
 from ._errors import ProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from trio_websocket import WebSocketConnection
 
     from .._util import JSONObject
@@ -42,6 +44,12 @@ def _encoded(frame: JSONObject) -> bytes:
             return msgspec.json.encode(without_surrogates(frame))
     except Exception as error:  # values of somebody's own
         raise ProtocolError(f"this makes no JSON: {error}") from error
+
+
+async def until_gone(fn: Callable[..., Awaitable[None]], nursery: trio.Nursery, *args: float) -> None:
+    """Do what lasts as long as the connection does; when it ends, so does the nursery."""
+    await fn(*args)
+    nursery.cancel_scope.cancel()
 
 
 class Link:

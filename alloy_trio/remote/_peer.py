@@ -19,13 +19,14 @@ import attrs
 import trio
 from trio_websocket import ConnectionClosed
 
+from .. import _checks
 from .._codec import dump
 from .._errors import InvalidOption, QueueFull, RequestCancelled
 from .._util import JSONObject, new_id, single
 from ..pubsub._topics import split_pattern
 from . import _data
 from ._errors import NotAllowed, ProtocolError, UnknownAgent
-from ._link import GOING_AWAY, MALFORMED
+from ._link import GOING_AWAY, MALFORMED, until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,7 +46,7 @@ _BUFFER: Final = 10_000  # messages that are kept for one that is slow
 @attrs.frozen(kw_only=True)
 class Limits:
     """
-    What one connection may take.
+    What connections may take; the attributes are arguments of `serve_agents`. Raises InvalidOption.
 
     Attributes:
         max_requests: Requests under way.
@@ -53,13 +54,17 @@ class Limits:
         ping_interval: Seconds between two pings.
         ping_timeout: Seconds that the answer to one may take, and a large message before it.
         idle_timeout: Seconds without a request after which the connection is closed.
+        max_connections: Connections at once.
+        max_message_size: Bytes of a message, in either direction.
     """
 
-    max_requests: int = 100
-    max_rate: float = 500.0
-    ping_interval: float = 20.0
-    ping_timeout: float = 20.0
-    idle_timeout: float = math.inf
+    max_requests: int = attrs.field(default=100, validator=_checks.whole_number)
+    max_rate: float = attrs.field(default=500.0, validator=_checks.above_0)
+    ping_interval: float = attrs.field(default=20.0, validator=_checks.above_0)
+    ping_timeout: float = attrs.field(default=20.0, validator=_checks.above_0)
+    idle_timeout: float = attrs.field(default=math.inf, validator=_checks.above_0)
+    max_connections: int = attrs.field(default=100, validator=_checks.whole_number)
+    max_message_size: int = attrs.field(default=64 * 2**20, validator=_checks.whole_number)
 
 
 class Peer:
@@ -82,10 +87,10 @@ class Peer:
         code, reason = GOING_AWAY, "the server has stopped"
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_gone, self._link.write, nursery)
+                nursery.start_soon(until_gone, self._link.write, nursery)
                 beat = (self._limits.ping_interval, self._limits.ping_timeout)
-                nursery.start_soon(self._until_gone, self._link.beat, nursery, *beat)
-                nursery.start_soon(self._until_gone, self._until_idle, nursery)
+                nursery.start_soon(until_gone, self._link.beat, nursery, *beat)
+                nursery.start_soon(until_gone, self._until_idle, nursery)
                 try:
                     hello = {
                         "agents": self._house.names(self._permissions),
@@ -100,11 +105,6 @@ class Peer:
                 nursery.cancel_scope.cancel()
         finally:
             await self._link.close(code, reason)
-
-    @staticmethod
-    async def _until_gone(fn: Callable[..., Awaitable[None]], nursery: trio.Nursery, *args: float) -> None:
-        await fn(*args)
-        nursery.cancel_scope.cancel()
 
     async def _until_idle(self) -> None:
         """Return when nothing has been asked for too long."""

@@ -95,7 +95,7 @@ async def serve_agents(
         task_status: Told the `Address`.
 
     Raises:
-        InvalidOption: No token, or an address that others can reach without TLS.
+        InvalidOption: No token, an address that others can reach without TLS, or a number that cannot be right.
         OSError: The port is taken, or the address is not one of this machine.
     """
     try:
@@ -113,8 +113,10 @@ async def serve_agents(
         ping_interval=ping_interval,
         ping_timeout=ping_timeout,
         idle_timeout=idle_timeout,
+        max_connections=max_connections,
+        max_message_size=max_message_size,
     )
-    server = _Server(House(agents, pubsub), doors, limits, frozenset(origins), max_message_size, max_connections)
+    server = _Server(House(agents, pubsub), doors, limits, frozenset(origins))
     listeners = await trio.open_tcp_listeners(port, host=host)
     bound = listeners[0].socket.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
@@ -149,8 +151,6 @@ class _Server:
     doors: Doors
     limits: Limits
     origins: frozenset[str]
-    max_message_size: int
-    max_connections: int
     _connections: int = 0  # with those that have shown no token yet
     _let_in: int = 0
 
@@ -158,7 +158,7 @@ class _Server:
         """Serve one connection, and leave no socket behind, however it ends."""
         self._connections += 1
         try:
-            if self._connections <= _TOLD * self.max_connections:
+            if self._connections <= _TOLD * self.limits.max_connections:
                 await self._serve(stream)
         except Exception as error:
             if not isinstance(single(error), _HUNG_UP):
@@ -180,7 +180,7 @@ class _Server:
             async with trio.open_nursery() as nursery:
                 with trio.move_on_after(_HANDSHAKE):
                     request = await wrap_server_stream(
-                        nursery, stream, max_message_size=self.max_message_size, receive_buffer_size=_RECEIVE
+                        nursery, stream, max_message_size=self.limits.max_message_size, receive_buffer_size=_RECEIVE
                     )
                 if request is not None:
                     await self._decide(request)
@@ -201,8 +201,8 @@ class _Server:
             return None, _UNAUTHORIZED, "the token is wrong, or there is none: Authorization: Bearer TOKEN"
         if PROTOCOL not in request.proposed_subprotocols:
             return None, _UPGRADE, f"this server speaks {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}"
-        if self._let_in >= self.max_connections:
-            return None, _BUSY, f"{self.max_connections} connections are open already"
+        if self._let_in >= self.limits.max_connections:
+            return None, _BUSY, f"{self.limits.max_connections} connections are open already"
         return permissions, 0, ""
 
     async def _decide(self, request: WebSocketRequest) -> None:
@@ -214,7 +214,7 @@ class _Server:
         self._let_in += 1
         try:
             socket: WebSocketConnection = await request.accept(subprotocol=PROTOCOL)
-            link = Link(socket, max_message_size=self.max_message_size)
+            link = Link(socket, max_message_size=self.limits.max_message_size)
             await Peer(link, self.house, permissions, self.limits).serve()
         finally:
             self._let_in -= 1
