@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from hypothesis import HealthCheck, settings
+from redis_server import _rest_of_coredis, fleet, shared_redis  # noqa: F401 - fixtures
 
 from alloy_trio.tools import _linkfree
 

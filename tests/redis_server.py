@@ -136,3 +136,16 @@ class Fleet:
 
     async def keys(self) -> list[str]:
         return sorted(key.decode() for key in await self.redis("KEYS", f"{self.prefix}:*"))
+
+
+@pytest.fixture(scope="module")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for the tests of a file."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def fleet(shared_redis: RedisServer) -> Fleet:
+    """Keys of its own for each test."""
+    return Fleet(shared_redis.url)

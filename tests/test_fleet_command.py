@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from redis_server import RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+from redis_server import RedisServer, needs_redis, redis_server
 
 from alloy_trio.fleet import open_queue
 from alloy_trio.repl._cli import main

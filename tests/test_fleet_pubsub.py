@@ -6,30 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+from redis_server import Fleet, needs_redis, redis_server
 
 from alloy_trio import AgentConfig, InvalidOption, Result, open_agent
 from alloy_trio.events import Envelope
 from alloy_trio.fleet import RedisPubSub, RedisUnavailable, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from alloy_trio.pubsub import Subscription
 
 pytestmark = needs_redis
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def fleet(server: RedisServer) -> Fleet:
-    return Fleet(server.url)
 
 
 async def received(subscription: Subscription, count: int) -> list[Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
 from fleet_agents import Echo
-from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+from redis_server import Fleet, needs_redis
 
 from alloy_trio import AgentConfig, InvalidOption, Message, QueueFull, RateLimited, RequestCancelled, UnknownRequest
 from alloy_trio.fleet import (
@@ -18,21 +18,7 @@ from alloy_trio.fleet import (
     WorkerError,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = needs_redis
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def fleet(server: RedisServer) -> Fleet:
-    return Fleet(server.url)
 
 
 async def test_a_request_is_answered(fleet: Fleet) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 from fleet_agents import Echo
 from fleet_drill import Plan, drill
-from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+from redis_server import Fleet, RedisServer, needs_redis, redis_server
 
 from alloy_trio import AgentConfig, InvalidOption
 from alloy_trio.fleet import RedisPubSub, RedisStore, RedisUnavailable, Worker, open_queue

@@ -6,28 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import trio
-from redis_server import Fleet, RedisServer, _rest_of_coredis, needs_redis, redis_server  # noqa: F401 - a fixture
+from redis_server import Fleet, RedisServer, needs_redis, redis_server
 from store_contract import StoreContract, numbered
 
 from alloy_trio import InvalidOption, StoreError
 from alloy_trio.fleet import LeaseLost, RedisStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = needs_redis
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def fleet(server: RedisServer) -> Fleet:
-    return Fleet(server.url)
 
 
 class TestRedisStore(StoreContract):
@@ -36,8 +24,8 @@ class TestRedisStore(StoreContract):
     url: ClassVar[str]
 
     @pytest.fixture(autouse=True)
-    def _server(self, server: RedisServer) -> None:
-        type(self).url = server.url
+    def _server(self, shared_redis: RedisServer) -> None:
+        type(self).url = shared_redis.url
 
     def make(self, folder: Path) -> RedisStore:
         return RedisStore(self.url, prefix=f"store{abs(hash(folder))}")
