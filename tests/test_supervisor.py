@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -369,6 +370,8 @@ async def test_all_specs_are_checked_before_anything_starts() -> None:
         {"start_timeout": None},
         {"stop": 3},
         {"on_exit": 3},
+        {"on_exit": trio.sleep},
+        {"on_gone": partial(trio.sleep, 1)},
     ],
 )
 def test_a_spec_that_cannot_be(wrong: dict[str, Any]) -> None:
@@ -376,7 +379,7 @@ def test_a_spec_that_cannot_be(wrong: dict[str, Any]) -> None:
         ChildSpec(**{"id": "a", "start": trio.sleep_forever, **wrong})
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "all"}, {"max_restarts": -1}, {"within": 0}])
+@pytest.mark.parametrize("wrong", [{"strategy": "all"}, {"max_restarts": -1}, {"within": 0}, {"on_event": trio.sleep}])
 async def test_limits_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidChildSpec, match=next(iter(wrong))):
         async with open_supervisor([], **wrong):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -69,7 +69,18 @@ def _restart(spec: Any, field: attrs.Attribute[Any], value: object) -> None:
         _refuse(spec, field, value, f"has to be one of {', '.join(get_args(Restart))}")
 
 
+def _listener(spec: Any, field: attrs.Attribute[Any], value: object) -> None:
+    if not is_listener(value):
+        _refuse(spec, field, value, f"has to be {_LISTENER}")
+
+
+_LISTENER: Final = "a plain function, not an async one: it is told while nobody waits"
 _optional_function = attrs.validators.optional(_function)
+
+
+def is_listener(value: object) -> bool:
+    """Whether it can be told of something, synchronously; None is nobody."""
+    return value is None or (callable(value) and not inspect.iscoroutinefunction(value))
 
 
 @attrs.frozen(kw_only=True)
@@ -98,8 +109,8 @@ class ChildSpec:
     shutdown: float = attrs.field(default=5.0, validator=_seconds)
     start_timeout: float = attrs.field(default=30.0, validator=_seconds)
     stop: Callable[[Any], object] | None = attrs.field(default=None, validator=_optional_function)
-    on_exit: Callable[[ExitReason], object] | None = attrs.field(default=None, validator=_optional_function)
-    on_gone: Callable[[ExitReason], object] | None = attrs.field(default=None, validator=_optional_function)
+    on_exit: Callable[[ExitReason], object] | None = attrs.field(default=None, validator=_listener)
+    on_gone: Callable[[ExitReason], object] | None = attrs.field(default=None, validator=_listener)
 
     def is_restarted_after(self, reason: ExitReason) -> bool:
         """Whether the child is started again after it has ended like this, by itself."""
@@ -133,7 +144,7 @@ def check_specs(specs: Any) -> tuple[ChildSpec, ...]:
     return tuple(taken.values())
 
 
-def check_limits(strategy: object, max_restarts: object, within: object) -> None:
+def check_limits(strategy: object, max_restarts: object, within: object, on_event: object) -> None:
     """
     See whether a supervisor can be told this.
 
@@ -146,3 +157,5 @@ def check_limits(strategy: object, max_restarts: object, within: object) -> None
         raise InvalidChildSpec(f"max_restarts={max_restarts!r:.100} has to be a whole number, 0 or more")
     if not isinstance(within, int | float) or isinstance(within, bool) or not 0 < within < math.inf:
         raise InvalidChildSpec(f"within={within!r:.100} has to be a number of seconds above 0")
+    if not is_listener(on_event):
+        raise InvalidChildSpec(f"on_event={on_event!r:.100} has to be {_LISTENER}")

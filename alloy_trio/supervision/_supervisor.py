@@ -78,7 +78,7 @@ class Supervisor:
             InvalidChildSpec: Something about it, or about one of its children.
         """
         specs = check_specs(children)
-        check_limits(strategy, max_restarts, within)
+        check_limits(strategy, max_restarts, within, on_event)
 
         async def supervise(*, task_status: trio.TaskStatus[Supervisor]) -> None:
             limits: dict[str, Any] = {"strategy": strategy, "max_restarts": max_restarts, "within": within}
@@ -239,7 +239,7 @@ async def open_supervisor(
         RestartLimitExceeded: See above; the last error is its cause.
         Exception: What the first start of a child raised; those before it have been stopped.
     """
-    check_limits(strategy, max_restarts, within)
+    check_limits(strategy, max_restarts, within, on_event)
     decider = Decider(
         check_specs(children),
         strategy=strategy,
