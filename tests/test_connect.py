@@ -97,6 +97,13 @@ def test_what_goes_wrong_is_said_in_a_line(
     assert "Traceback" not in error
 
 
+def test_a_password_that_everybody_sees_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--connect", "redis://:secret@host", "--agent", "a", "hi"]) == 2
+    said = capsys.readouterr().err
+    assert "set $ALLOY_REDIS instead, and say --connect redis://" in said
+    assert "secret" not in said
+
+
 class Person:
     """Types what a script says, when its time has come; notes what is said."""
 

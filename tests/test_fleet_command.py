@@ -58,6 +58,12 @@ class TestWorker:
                 )
                 assert done.stdout.decode() == "1: hello there\n"
                 assert "1 turn" in done.stderr.decode()
+                asked[1] = "redis://"
+                surroundings = {**os.environ, "ALLOY_REDIS": server.url}
+                done = await trio.run_process(
+                    [sys.executable, "-m", "alloy_trio", *asked], capture_stdout=True, env=surroundings
+                )
+                assert done.stdout.decode() == "1: hello there\n"
                 request = await queue.submit("second", "slow down")
                 while not (await queue.statistics("second")).running:  # noqa: ASYNC110 - another process has it
                     await trio.sleep(0.01)

@@ -2,7 +2,7 @@
 `python -m alloy_trio --connect URL`: talk to an agent that lives in another process.
 
     ws:// wss://              one that is served (`serve_agents`): its answer streams, a line typed meanwhile steers it, calls are approved
-    redis:// rediss:// unix:// one of a fleet's workers: the answer comes when it is done
+    redis:// rediss:// unix:// one of a fleet's workers: the answer comes when it is done. Without a host, it is that of ALLOY_REDIS
 
 A command of its own: what a run is made of (providers, tools, sessions) is chosen where the agent lives.
 """
@@ -24,6 +24,7 @@ import trio
 from .._errors import AgentIdle, AlloyError, InvalidOption, UnknownRequest
 from .._events import ApprovalRequested, Envelope, Event, RunEnd, TextDelta
 from .._util import new_id
+from ._fleet import REDIS, SEEN
 from ._keys import Key, Line
 from ._plain import Input, open_plain
 from ._program import guarded, read_prompt, until_signal
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ._show import View
 
 TOKEN: Final = "ALLOY_TOKEN"  # noqa: S105 - the name of a variable
+_OUR_REDIS: Final = "redis://"
 _HELP: Final = "Ctrl-C cancels; Ctrl-D leaves"
 _ASK: Final = "allow it? y, or n and a reason: "
 
@@ -151,7 +153,9 @@ async def _reached(url: str, name: str | None) -> AsyncIterator[Far]:
             raise InvalidOption("a fleet needs the extra `redis`: pip install 'alloy_trio[redis]'") from error
         if name is None:
             raise InvalidOption("--agent is needed: a queue does not know who is there")
-        async with open_queue(url) as queue:
+        if "@" in url:
+            raise InvalidOption(f"{SEEN}, and say --connect {_OUR_REDIS}")
+        async with open_queue(os.environ.get(REDIS) or url if url == _OUR_REDIS else url) as queue:
             yield Queued(queue, name)
         return
     try:

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from .._agent_config import AgentConfig
     from ..fleet._worker import Worker
 
-_URL: Final = "ALLOY_REDIS"
+REDIS: Final = "ALLOY_REDIS"
+SEEN: Final = f"everybody on the machine could read the password in it: set ${REDIS} instead"
 
 
 def _check_url(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
     if url is not None and "@" in url:
-        raise click.BadParameter(f"everybody on the machine could read the password in it: set ${_URL} instead")
+        raise click.BadParameter(SEEN)
     return url
 
 
@@ -37,14 +38,14 @@ def _check_url(_: click.Context, __: click.Parameter, url: str | None) -> str | 
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=f"""The first SIGTERM or Ctrl-C lets it finish what it has; the second gives that back.
 
-    A password of Redis goes into ${_URL}, with the rest of the URL.
+    A password of Redis goes into ${REDIS}, with the rest of the URL.
     """,
 )
 @click.option(
     "--module", metavar="NAME", required=True, help="The Python module that has the agents: each AgentConfig in it."
 )
 @click.option(
-    "--redis", metavar="URL", callback=_check_url, help=f"Where Redis is; else ${_URL}, else redis://localhost:6379."
+    "--redis", metavar="URL", callback=_check_url, help=f"Where Redis is; else ${REDIS}, else redis://localhost:6379."
 )
 @click.option("--prefix", metavar="TEXT", default="alloy", help="What all keys begin with (alloy).")
 @click.option(
@@ -78,7 +79,7 @@ def command(*, module: str, redis: str | None, prefix: str, concurrency: int, vi
     agents = _agents(module)
     options: dict[str, Any] = {"visibility": visibility, "max_tries": max_tries, "concurrency": concurrency}
     try:
-        url = address(redis or os.environ.get(_URL) or URL)
+        url = address(redis or os.environ.get(REDIS) or URL)
         trio.run(_work, Worker(url, agents, prefix=prefix, **options), agents)
     except Exception as error:
         match single(error):
