@@ -18,6 +18,7 @@ nox.options.error_on_external_run = True
 nox.options.sessions = ["tests", "lint", "types", "api_types", "docs", "wheel"]
 
 _PROGRAMS = ["tests/fuzz", *(f"tests/test_fuzz_{kind}.py" for kind in ("loop", "agent", "supervisor", "parsers"))]
+_PYTEST = ["pytest", "-n", "auto", "--dist", "worksteal"]  # a process for each core
 _PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -29,11 +30,11 @@ def _install(session: nox.Session, *groups: str, package: bool = True) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, and report which lines and branches they leave out."""
+    """Run the tests, one process for each core, and report which lines and branches they leave out."""
     _install(session, "test")
     session.run("coverage", "erase")
     try:
-        session.run("coverage", "run", "-m", "pytest", *session.posargs)
+        session.run("coverage", "run", "-m", *_PYTEST, *session.posargs)
     finally:
         session.run("coverage", "combine", "--quiet")
         session.run("coverage", "report")
@@ -116,14 +117,14 @@ def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that pyproject.toml allows. Needs uv, on Python 3.11."""
     session.install("uv")
     session.run("uv", "pip", "install", "--resolution", "lowest-direct", "--editable", ".", "--group", "test")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", *_PYTEST, *session.posargs)
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def pythons(session: nox.Session) -> None:
     """Run the tests on each Python that is to be had here; those that are not are skipped."""
     _install(session, "test")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", *_PYTEST, *session.posargs)
 
 
 @nox.session

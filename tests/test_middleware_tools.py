@@ -288,7 +288,11 @@ async def test_mw_13_the_new_input_is_validated_as_the_models_was() -> None:
     assert [type(event) for event in steps.told if event.id == "c1"] == [ToolStart, ToolEnd]
 
 
-@pytest.mark.parametrize("new", [{"n": object()}, {1: 2}, {"n": float("nan")}, {"n": 1, "more": {1, 2}}, {}], ids=repr)
+@pytest.mark.parametrize(
+    "new",
+    [{"n": object()}, {1: 2}, {"n": float("nan")}, {"n": 1, "more": {1, 2}}, {}],
+    ids=["object", "number-as-name", "nan", "set", "nothing"],
+)
 async def test_mw_13_an_input_that_is_no_json_is_an_error_for_the_model(new: Any) -> None:
     steps = Steps()
     result = await steps.go(Gate(on("c1", EditCall(new))))

@@ -442,6 +442,7 @@ def test_a_terminal_of_twenty_columns(home: Path, model: Model) -> None:
         screen.until(lambda seen: "openai_compat:m" in seen)
         go_on.set()
         screen.expect("word39")
+        screen.expect("1 turn")  # what is still being drawn, a terminal that grows wraps anew, and covers
         screen.ready()
         screen.resize(80, 30)
         screen.type("again")
