@@ -38,6 +38,7 @@ async def linked(
     tokens: Mapping[str, Permissions] | None = None,
     limits: Limits = FOREVER,
     reconnect: float = 0.0,
+    ping_timeout: float = 1e9,
     streams: list[Any] | None = None,
     house: House | None = None,
 ) -> AsyncIterator[Remote]:
@@ -68,7 +69,7 @@ async def linked(
         ssl_context=None,
         max_message_size=MEGABYTES,
         ping_interval=1e9,
-        ping_timeout=1e9,
+        ping_timeout=ping_timeout,
         connect_timeout=1e9,
         reconnect=reconnect,
     )

@@ -857,6 +857,26 @@ async def test_a_peer_that_answers_no_ping_is_gone(autojump_clock: object) -> No
                     cut(streams)
 
 
+async def test_leaving_a_server_that_has_gone_silent_takes_a_ping(autojump_clock: object) -> None:
+    """And does not wait until one is due."""
+
+    async def lost(_: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    streams: list[Any] = []
+    began = trio.current_time()
+    async with scripted([delay(1e6), text("a")]) as agent:
+        with pytest.raises(ConnectionLost), ungrouped():
+            async with linked({"x": agent}, streams=streams, ping_timeout=5.0) as remote:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(remote.agent("x").chat, "go")
+                    await trio.sleep(1)
+                    streams[-1].send_stream.send_all = lost
+                    nursery.cancel_scope.cancel()
+                assert trio.current_time() - began == pytest.approx(7.0)  # a second of doubt, and the ping
+                await remote.agents()
+
+
 def test_without_its_extra_the_import_says_what_to_install() -> None:
     said = "import sys; sys.modules['trio_websocket'] = None; import alloy_trio.remote"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)

@@ -207,6 +207,7 @@ class Remote:
             return was_sent, ask
         finally:
             if was_sent and not ask.done.is_set():
+                link.doubt()
                 with trio.CancelScope(shield=True), contextlib.suppress(trio.BrokenResourceError):
                     await link.send({"cancel": number})
                     await ask.done.wait()

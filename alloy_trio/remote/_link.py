@@ -32,6 +32,7 @@ BINARY: Final = 1003
 GOING_AWAY: Final = 1001
 TOO_LARGE: Final = 1009
 
+_DOUBT: Final = 1.0  # seconds in which most of what is cancelled has ended
 _GOODBYE: Final = 0.5  # seconds that a peer has to answer a goodbye
 
 
@@ -65,6 +66,7 @@ class Link:
         self._socket = socket
         self.max_message_size = max_message_size
         self._outbox, self._written = trio.open_memory_channel[str](0)
+        self._is_doubted = trio.Event()
 
     async def send(self, frame: JSONObject) -> None:
         """
@@ -111,14 +113,21 @@ class Link:
         return frame
 
     async def beat(self, every: float, within: float) -> None:
-        """Ping; return when the other end does not answer one in time."""
+        """Ping, now and then, and soon where there is doubt; return when the other end does not answer one in time."""
         while True:
-            await trio.sleep(every)
+            with trio.move_on_after(every):
+                await self._is_doubted.wait()
+                await trio.sleep(_DOUBT)
+            self._is_doubted = trio.Event()
             try:
                 with trio.fail_after(within):
                     await self._socket.ping()
             except (trio.TooSlowError, ConnectionClosed):
                 return
+
+    def doubt(self) -> None:
+        """Have a ping sent soon: somebody waits for the other end who would rather leave."""
+        self._is_doubted.set()
 
     async def close(self, code: int, reason: str) -> None:
         """Say goodbye, and wait a moment for the answer; not in a cancel, which has ended the reader too. Shielded."""
