@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from redis_server import RedisServer, needs_redis, redis_server
 
 from alloy_trio.fleet import open_queue
 from alloy_trio.repl._cli import main
+from alloy_trio.repl._text import log_handler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +71,7 @@ class TestWorker:
                     await trio.sleep(0.01)
                 process.send_signal(signal.SIGTERM)
                 line = await trio.to_thread.run_sync(process.stderr.readline)
-                assert line == "finishing 1 requests; once more to give them back\n"
+                assert line == "finishing 1 request; once more to give it back\n"
                 later = await queue.submit("first", "later")
                 assert (await request.result()).text == "1: slow down"
                 assert await trio.to_thread.run_sync(process.wait) == 0
@@ -125,6 +127,7 @@ class TestWorker:
                 await trio.to_thread.run_sync(process.stderr.readline)
                 process.send_signal(signal.SIGINT)
                 assert await trio.to_thread.run_sync(process.wait) == 0
+                assert await trio.to_thread.run_sync(process.stderr.read) == "gave back 1 request\n"
                 stands = await queue.statistics("echo")
                 assert (stands.running, stands.pending) == (0, 1)
         process.stderr.close()
@@ -134,7 +137,18 @@ class TestWorker:
     ) -> None:
         monkeypatch.setattr("alloy_trio.fleet._worker.open_link", lambda url, _: _open_link(url, 0.2))
         assert main(["worker", "--module", "fleet_agents", "--redis", "unix:///nowhere"]) == 1
-        assert "error: Redis could not be used for 0.2 seconds" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "error: Redis could not be used for 0.2 seconds" in said
+        assert "$ALLOY_REDIS or --redis say where" in said
+
+    def test_a_signal_ends_the_wait_for_a_redis_that_is_not_there(self, tmp_path: Path) -> None:
+        """It says what it waits for, and there is nothing to finish."""
+        process = start("--module", "fleet_agents", "--redis", "unix:///nowhere", cwd=tmp_path)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waiting for Redis\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=5)[1] == ""
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -143,6 +157,24 @@ class TestWorker:
         ([], "Missing option '--module'"),
         (["--module", "no_such_module"], "there is no module 'no_such_module'"),
         (["--module", "redis_server"], "redis_server has no agent"),
+        (["--module", "./twins"], "there is no module './twins'"),
+        (["--module", ""], "there is no module ''"),
+        (
+            ["--module", "broken"],
+            "error: broken cannot be imported: ModuleNotFoundError: No module named 'nowhere' (broken.py, line 2)",
+        ),
+        (
+            ["--module", "deep"],
+            "error: deep cannot be imported: ModuleNotFoundError: No module named 'nowhere' (broken.py, line 2)",
+        ),
+        (["--module", "slip"], "error: slip cannot be imported: SyntaxError: '(' was never closed (slip.py, line 1)"),
+        (
+            ["--module", "wrong"],
+            "error: wrong cannot be imported: max_turns=0 has to be a whole number, 1 or more (wrong.py, line 3)",
+        ),
+        (["--module", "fleet_agents", "--redis", "redis://"], "redis:// stands for what is in $ALLOY_REDIS"),
+        (["--module", "fleet_agents", "--redis", "redis:/host"], "has no host: say redis://HOST:PORT"),
+        (["--module", "fleet_agents", "--redis", "redis://[::1"], "has no host: say redis://HOST:PORT"),
         (["--module", "twins"], "two agents 'echo'"),
         (["--module", "fleet_agents", "--redis", "redis://:secret@host"], "set $ALLOY_REDIS instead"),
         (["--module", "fleet_agents", "--prefix", "a b"], "prefix='a b'"),
@@ -156,11 +188,42 @@ def test_a_mistake_is_said(
         "from alloy_trio import AgentConfig\nfrom fleet_agents import Echo\n"
         "one = AgentConfig(provider=Echo(), name='echo')\nother = AgentConfig(provider=Echo(), name='echo')\n"
     )
+    (tmp_path / "broken.py").write_text("first = 1\nimport nowhere\n")
+    (tmp_path / "deep.py").write_text("import broken\n")
+    (tmp_path / "slip.py").write_text("agents = (\n")
+    (tmp_path / "wrong.py").write_text(
+        "from alloy_trio import AgentConfig\n\nhelper = AgentConfig(provider='demo', max_turns=0)\n"
+    )
+    monkeypatch.delenv("ALLOY_REDIS", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert main(["worker", *options]) == 2
     said = capsys.readouterr().err
     assert says in said
+    assert said.count("\n") == 1
     assert "secret" not in said
+
+
+def test_a_traceback_is_for_those_who_debug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "failing.py").write_text("raise RuntimeError('\x1b[2J')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    logger = logging.getLogger("alloy_trio")
+    before = logger.level
+    try:
+        assert main(["worker", "--module", "failing", "--debug"]) == 2
+    finally:
+        logger.setLevel(before)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("error: failing cannot be imported: RuntimeError: ␛[2J (failing.py, line 1)\n")
+    assert "\x1b" not in said
+
+
+def test_what_is_logged_is_shown_and_not_obeyed() -> None:
+    """The id of a request is its submitter's."""
+    record = logging.LogRecord("alloy_trio.fleet", logging.WARNING, "", 0, "request %s is lost", ("\x1b[2J",), None)
+    assert log_handler().format(record) == "WARNING alloy_trio.fleet: request ␛[2J is lost"
 
 
 def _open_link(url: str, patience: float) -> object:

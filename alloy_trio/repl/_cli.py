@@ -28,7 +28,7 @@ import click
 from ._config_file import Known, read_config
 from ._flags import KEYS, TOOL_NAMES, Flags
 from ._places import config_file
-from ._text import harmless, one_line
+from ._text import log_handler, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -256,14 +256,4 @@ def _configure_log(*, debug: bool) -> None:
     """Without `--debug`, what goes wrong is told in one line, not logged besides."""
     logging.getLogger("alloy_trio").setLevel(logging.DEBUG if debug else logging.CRITICAL + 1)
     if debug:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Harmless("%(levelname)s %(name)s: %(message)s"))
-        logging.basicConfig(handlers=[handler])
-
-
-class _Harmless(logging.Formatter):
-    """What is logged may quote a model, or a tool."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record for a terminal."""
-        return harmless(super().format(record))
+        logging.basicConfig(handlers=[log_handler()])
