@@ -23,7 +23,7 @@ from .._errors import InvalidOption
 from .._util import JSONObject, single
 from ..pubsub._subscription import Lost
 from . import _data
-from ._dial import Options, Watched, check_url, dial
+from ._dial import Options, Watched, check_url, dial, why_not
 from ._errors import ConnectionLost, ProtocolError, Refused
 from ._link import PROTOCOL, TOO_LARGE, Link, until_gone
 from ._peer import WINDOW
@@ -274,7 +274,7 @@ class Remote:
         except trio.TooSlowError:
             return ConnectionLost(f"{options.url} did not answer within {options.connect_timeout:g} seconds")
         except Exception as error:  # noqa: BLE001 - the network's, TLS's, those of a server that speaks something else
-            return ConnectionLost(f"cannot connect to {options.url}: {error.__cause__ or error}; is the server there?")
+            return ConnectionLost(f"cannot connect to {options.url}: {why_not(error)}")
         finally:
             if stream is not None:
                 with trio.CancelScope(shield=True):

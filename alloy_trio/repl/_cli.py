@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ._connect import command  # noqa: PLC0415 - for those who talk to an agent elsewhere
 
             _configure_log(debug="--debug" in given)
-            return int(command.main(list(given), prog_name="python -m alloy_trio", standalone_mode=False) or 0)
+            return _elsewhere(command, list(given))
         status: int | None = _command.main(
             given,
             obj=given,
@@ -221,6 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"error: {one_line(error.format_message())}", err=True)
         return error.exit_code
     return status or 0  # None of an option that has printed something, and no more
+
+
+def _elsewhere(command: click.Command, given: list[str]) -> int:
+    """Run `--connect`, which takes fewer options."""
+    try:
+        return int(command.main(given, prog_name="python -m alloy_trio", standalone_mode=False) or 0)
+    except click.NoSuchOption as error:
+        if not any(error.option_name in option.opts for option in _command.params):
+            raise
+        raise click.UsageError(
+            f"{error.option_name} does not go with --connect: what a run is made of is chosen where the agent lives"
+        ) from error
 
 
 def _perform(flags: Flags) -> int:
