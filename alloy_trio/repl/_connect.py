@@ -291,41 +291,22 @@ class Asking:
 
 
 class _Approvals:
-    """Shows a run, and of the calls that wait for a person one at a time."""
+    """Shows a run, and notes which call waits for a person: a run asks about one at a time."""
 
     def __init__(self, view: View, front: Plain) -> None:
         self._view = view
         self._front = front
-        self._waiting: dict[str, Envelope] = {}
-
-    @property
-    def asked(self) -> str | None:
-        """The call that the person is asked about."""
-        return next(iter(self._waiting), None)
+        self.asked: str | None = None
 
     async def show(self, envelope: Envelope) -> None:
         """Show one event."""
+        await self._view.show(envelope)
         match envelope.event:
             case ApprovalRequested(id=call):
-                self._waiting[call] = envelope
-                if self.asked == call:
-                    await self._ask()
-            case ToolStart(id=call) | ToolEnd(id=call):  # it may be that somebody else has decided
-                await self._view.show(envelope)
-                await self.decided(call)
-            case _:
-                await self._view.show(envelope)
-
-    async def decided(self, call: str) -> None:
-        """Ask about the next call, if this is the one that was asked about."""
-        was_asked = self.asked == call
-        self._waiting.pop(call, None)
-        if was_asked and self._waiting:
-            await self._ask()
-
-    async def _ask(self) -> None:
-        await self._view.show(next(iter(self._waiting.values())))
-        await self._front.prompt(_ASK)
+                self.asked = call
+                await self._front.prompt(_ASK)
+            case ToolStart(id=call) | ToolEnd(id=call) if call == self.asked:  # somebody else has decided
+                self.asked = None
 
     async def close(self) -> None:
         """The run is over."""
@@ -389,11 +370,10 @@ class Talk:
             if call is not None:
                 await self._front.prompt(_ASK)
             return
+        view.asked = None
         try:
             await self._agent.say(text, call)
         except (AgentIdle, UnknownRequest) as late:
             await self._front.say(f"too late: {explain(late)}", dim=True)
         except AlloyError as error:  # the question fails as well, if the connection is lost
             await self._front.say(explain(error), dim=True)
-        if call is not None:
-            await view.decided(call)
