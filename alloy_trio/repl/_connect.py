@@ -331,6 +331,7 @@ class Talk:
             if typed is Key.END or (isinstance(typed, Line) and typed.text.strip() in _QUIT):
                 return 0
             if typed is Key.INTERRUPT and is_leaving:
+                await self._front.prompt("")  # ends the line of the terminal's ^C
                 return 128 + signal.SIGINT
             is_leaving = typed is Key.INTERRUPT
             if is_leaving:

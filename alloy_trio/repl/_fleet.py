@@ -193,6 +193,8 @@ async def _work(worker: Worker, agents: Mapping[str, AgentConfig]) -> None:
 
 async def _obey(signals: AsyncIterator[int], worker: Worker, is_up: trio.Event, scope: trio.CancelScope) -> None:
     await anext(signals)
+    if sys.stderr.isatty():
+        click.echo(err=True)  # behind the terminal's ^C
     if is_up.is_set():  # else there is nothing to finish, and Redis may be away for long
         worker.stop()
         if running := worker.statistics().running:
