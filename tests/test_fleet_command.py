@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -9,14 +10,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from fleet_agents import Echo
 from redis_server import RedisServer, needs_redis, redis_server
 
-from alloy_trio.fleet import open_queue
+from alloy_trio import AgentConfig
+from alloy_trio.fleet import RedisStore, Worker, open_queue
 from alloy_trio.repl._cli import main
+from alloy_trio.repl._connect import _reached
+from alloy_trio.repl._show import JSONLines, Output
 from alloy_trio.repl._text import log_handler
 
 if TYPE_CHECKING:
@@ -146,6 +151,27 @@ class TestWorker:
                 stands = await queue.statistics("second")
                 assert (stands.running, stands.pending) == (0, 1)
         process.stderr.close()
+
+    async def test_a_conversation_is_kept_as_long_as_it_lasts(self, server: RedisServer) -> None:
+        """Nobody else knows its name. One prompt is no conversation."""
+
+        async def nothing(text: str) -> None:
+            raise AssertionError(text)
+
+        view: Any = JSONLines(Output(io.StringIO(), color=False))
+        async with trio.open_nursery() as nursery, RedisStore(server.url) as store:
+            await nursery.start(Worker(server.url, {"echo": AgentConfig(provider=Echo())}).serve)
+            async with _reached(server.url, "echo", None, nothing, talks=False) as far:
+                assert (await far.ask("one", view)).text == "1: one"
+            assert not await store.sessions()
+            async with _reached(server.url, "echo", None, nothing, talks=True) as far:
+                for asked, answer in (("one", "1: one"), ("two", "2: two")):
+                    assert (await far.ask(asked, view)).text == answer
+                assert len(await store.sessions()) == 1
+            assert not await store.sessions()
+            async with _reached(server.url, "echo", "alloy", nothing, talks=False) as far:
+                assert (await far.ask("three", view)).text == "1: three"
+            nursery.cancel_scope.cancel()
 
     def test_a_redis_that_is_not_there_is_said(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

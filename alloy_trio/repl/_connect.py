@@ -90,7 +90,7 @@ def command(
         stdin = Input(sys.stdin)
         asked = await read_prompt(words, prompt, stdin, err, needed=flags["json"])
         view = partial(JSONLines, out) if flags["json"] else partial(Screen, out, err, Path())
-        async with _reached(url, name, prefix, say) as agent:
+        async with _reached(url, name, prefix, say, talks=asked is None) as agent:
             if asked is not None:
                 return await _answer(agent, asked, Asking(view(), agent, stdin, err), err)
             async with open_plain(stdin, err, view) as front:
@@ -152,13 +152,13 @@ class Served:
 
 
 class Queued:
-    """One of a fleet: the requests of this use are one conversation."""
+    """One of a fleet. With a session, what it is asked is one conversation."""
 
-    def __init__(self, queue: RedisQueue, name: str, say: Say) -> None:
+    def __init__(self, queue: RedisQueue, name: str, say: Say, session_id: str | None = None) -> None:
         self._queue = queue
         self._tell = say
         self.name = name
-        self._session_id = new_id()
+        self._session_id = session_id
 
     async def ask(self, prompt: str, view: View) -> Result:
         """Ask, and show the answer when it is there."""
@@ -192,11 +192,11 @@ class Queued:
 
 
 @contextlib.asynccontextmanager
-async def _reached(url: str, name: str | None, prefix: str | None, say: Say) -> AsyncIterator[Far]:
-    """Reach an agent. Raises InvalidOption where that cannot be, and what `connect` and `open_queue` do."""
+async def _reached(url: str, name: str | None, prefix: str | None, say: Say, *, talks: bool) -> AsyncIterator[Far]:
+    """Reach an agent, for a conversation or for one prompt. Raises InvalidOption where that cannot be, and what `connect` and `open_queue` do."""
     match url.partition(":")[0].lower():
         case "redis" | "rediss" | "unix":
-            reached = _queued(url, name, prefix, say)
+            reached = _queued(url, name, prefix, say, talks=talks)
         case "ws" | "wss" if prefix is None:
             reached = _served(url, name, say)
         case "ws" | "wss":
@@ -210,18 +210,25 @@ async def _reached(url: str, name: str | None, prefix: str | None, say: Say) -> 
 
 
 @contextlib.asynccontextmanager
-async def _queued(url: str, name: str | None, prefix: str | None, say: Say) -> AsyncIterator[Far]:
+async def _queued(url: str, name: str | None, prefix: str | None, say: Say, *, talks: bool) -> AsyncIterator[Far]:
     try:
         from ..fleet._names import PREFIX  # noqa: PLC0415 - needs the extra
         from ..fleet._queue import open_queue  # noqa: PLC0415 - as above
+        from ..fleet._store import RedisStore  # noqa: PLC0415 - as above
     except ImportError as error:
         raise InvalidOption("a fleet needs the extra `redis`: pip install 'alloy_trio[redis]'") from error
     if name is None:
         raise InvalidOption("--agent is needed: a queue does not know who is there")
     if "@" in url:
         raise InvalidOption(f"{SEEN}, and say --connect {OUR_REDIS}")
-    async with open_queue(redis_url(url) or url, prefix=PREFIX if prefix is None else prefix) as queue:
-        yield Queued(queue, name, say)
+    url, prefix = redis_url(url) or url, PREFIX if prefix is None else prefix
+    session_id = new_id() if talks else None
+    async with open_queue(url, prefix=prefix) as queue:
+        yield Queued(queue, name, say, session_id)
+    if session_id is not None:  # nobody else knows its name, and Redis would keep it for ever
+        with contextlib.suppress(AlloyError):
+            async with RedisStore(url, prefix=prefix, patience=1.0) as store:
+                await store.delete(session_id)
 
 
 @contextlib.asynccontextmanager
@@ -324,14 +331,18 @@ class Talk:
     async def hold(self) -> int:
         """Talk until the person leaves; return the exit status."""
         await self._front.say(f"{self._agent.name}: {_HELP}", dim=True)
+        status = await self._talk()
+        await self._front.prompt("")  # ends the line
+        return status
+
+    async def _talk(self) -> int:
         is_leaving = False
         while not self._has_left:
             await self._front.prompt("> ")
             typed = await self._front.receive()
             if typed is Key.END or (isinstance(typed, Line) and typed.text.strip() in _QUIT):
-                return 0
+                break
             if typed is Key.INTERRUPT and is_leaving:
-                await self._front.prompt("")  # ends the line of the terminal's ^C
                 return 128 + signal.SIGINT
             is_leaving = typed is Key.INTERRUPT
             if is_leaving:
