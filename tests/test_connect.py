@@ -15,15 +15,16 @@ import pytest
 import trio
 from far import TOKEN, linked
 
-from alloy_trio import Middleware, Result, RunState, ToolUse, open_agent, run, tool
+from alloy_trio import Middleware, ProviderError, Result, RunState, ToolUse, open_agent, run, tool
 from alloy_trio.events import ApprovalRequested
 from alloy_trio.fleet import QueueStatistics
 from alloy_trio.remote import Address, serve_agents
 from alloy_trio.repl._cli import main
 from alloy_trio.repl._connect import Asking, Queued, Served, Talk
 from alloy_trio.repl._keys import Key, Line
+from alloy_trio.repl._program import guarded
 from alloy_trio.repl._show import Output, shortfall
-from alloy_trio.testing import ScriptedProvider, delay, text, tool_call
+from alloy_trio.testing import ScriptedProvider, delay, error, text, tool_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -359,6 +360,22 @@ async def test_a_question_that_waits_for_the_connection_says_so(autojump_clock: 
         with trio.move_on_after(10):
             await far.ask("hi", person.view())
     assert person.said == ["the connection is lost: it is tried again; Ctrl-C gives up"]
+
+
+async def test_what_is_wrong_elsewhere_is_not_said_in_our_options(autojump_clock: object) -> None:
+    person: Any = Person((1, "hi"), (9, Key.END))
+    async with talk(person, error(ProviderError("base_url is wrong"))):
+        pass
+    assert "error: base_url is wrong" in person.said
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert guarded(_fail, debug=False, is_ours=False) == 1
+        assert guarded(_fail, debug=False) == 1
+    assert said.getvalue() == "error: base_url is wrong\nerror: --base-url is wrong\n"
+
+
+def _fail() -> int:
+    raise ProviderError("base_url is wrong")
 
 
 def test_what_is_not_ours_to_allow_is_not_said_to_be() -> None:

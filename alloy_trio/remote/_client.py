@@ -173,7 +173,7 @@ class Remote:
             if was_sent and repeats and isinstance(ask.lost, ProtocolError):  # it would be so again, without end
                 raise ask.lost
             if was_sent and not repeats:
-                said = f"the connection to {self._options.url} was lost behind {do}: nobody knows how far it had come"
+                said = f"the connection to {self._options.url} was lost in the middle of {do}: nobody knows how far it had come"
                 raise ConnectionLost(said, may_have_begun=True) from ask.lost
         if "error" in ask.reply:
             raise _data.error_from_json(ask.reply["error"])

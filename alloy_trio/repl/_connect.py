@@ -96,7 +96,7 @@ def command(
             async with open_plain(stdin, err, view) as front:
                 return await Talk(agent, front).hold()
 
-    return guarded(lambda: trio.run(until_signal, main, err), debug=flags["debug"])
+    return guarded(lambda: trio.run(until_signal, main, err), debug=flags["debug"], is_ours=False)
 
 
 async def _answer(agent: Far, prompt: str, view: View, err: Output) -> int:
@@ -360,7 +360,7 @@ class Talk:
                     if said := shortfall(await self._agent.ask(text, view), is_ours=False):
                         await self._front.say(said)
                 except AlloyError as error:
-                    await self._front.say(f"error: {explain(error)}")
+                    await self._front.say(f"error: {explain(error, is_ours=False)}")
                 nursery.cancel_scope.cancel()
         if answering.cancelled_caught:
             await self._front.say("cancelled", dim=True)
@@ -388,4 +388,4 @@ class Talk:
         except (AgentIdle, UnknownRequest) as late:
             await self._front.say(f"too late: {explain(late)}", dim=True)
         except AlloyError as error:  # the question fails as well, if the connection is lost
-            await self._front.say(explain(error), dim=True)
+            await self._front.say(explain(error, is_ours=False), dim=True)

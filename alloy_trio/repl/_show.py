@@ -358,9 +358,10 @@ def shortfall(result: Result, *, is_ours: bool = True) -> str | None:
 _OPTIONS = {", or pass api_key=": "", "base_url=": "--base-url ", "base_url": "--base-url"}
 
 
-def explain(error: Exception) -> str:
-    """Say in one line what went wrong."""
-    return one_line(in_options(str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"))
+def explain(error: Exception, *, is_ours: bool = True) -> str:
+    """Say in one line what went wrong; in the words of our options, if the run was `ours`."""
+    text = str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"
+    return one_line(in_options(text) if is_ours else text)
 
 
 def in_options(text: str) -> str:
