@@ -237,12 +237,15 @@ async def test_another_version_of_the_protocol() -> None:
         assert caught.value.status_code == 426
 
 
-async def test_a_wrong_token_says_so() -> None:
+async def test_a_wrong_token_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """At both ends: whoever looks at the log sees where it came from."""
     async with served({}) as address:
         with pytest.raises(Refused, match="token is wrong") as caught:
             async with connect(address.url, "a token of somebody else"):
                 pass
     assert caught.value.status == 401
+    assert "a connection from 127.0.0.1 was refused: the token is wrong" in caplog.text
+    assert "somebody else" not in caplog.text
 
 
 async def test_too_many_connections() -> None:
