@@ -180,7 +180,7 @@ class TestWorker:
         assert main(["worker", "--module", "fleet_agents", "--redis", "unix:///nowhere"]) == 1
         said = capsys.readouterr().err
         assert "error: Redis could not be used for 0.2 seconds" in said
-        assert "$ALLOY_REDIS or --redis say where" in said
+        assert "(its address: --redis, or $ALLOY_REDIS)" in said
 
     def test_a_signal_ends_the_wait_for_a_redis_that_is_not_there(self, tmp_path: Path) -> None:
         """It says what it waits for, and there is nothing to finish."""

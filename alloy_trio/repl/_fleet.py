@@ -99,7 +99,7 @@ def command(*, module: str, redis: str | None, prefix: str, debug: bool, **numbe
             case InvalidOption() as wrong:
                 raise click.UsageError(str(wrong)) from None
             case RedisUnavailable() as away:
-                raise click.ClickException(f"{away}; is it there? ${REDIS} or --redis say where") from None
+                raise click.ClickException(f"{away} (its address: --redis, or ${REDIS})") from None
         raise
     return 0
 
