@@ -163,7 +163,7 @@ class TestWorker:
             await nursery.start(Worker(server.url, {"echo": AgentConfig(provider=Echo())}).serve)
             async with _reached(server.url, "echo", None, nothing, talks=False) as far:
                 assert (await far.ask("one", view)).text == "1: one"
-            assert not await store.sessions()
+                assert not await store.sessions()
             async with _reached(server.url, "echo", None, nothing, talks=True) as far:
                 for asked, answer in (("one", "1: one"), ("two", "2: two")):
                     assert (await far.ask(asked, view)).text == answer
