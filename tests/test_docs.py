@@ -32,6 +32,8 @@ from alloy_trio.otel import OTelInstrument
 from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat
 from alloy_trio.providers._vendors import VENDORS
 from alloy_trio.repl._cli import _command
+from alloy_trio.repl._connect import command as connect
+from alloy_trio.repl._fleet import command as worker
 from alloy_trio.supervision import ChildSpec, Supervisor
 from alloy_trio.tools import bash, edit, read, write
 from alloy_trio.tools._tool import _Options
@@ -209,7 +211,13 @@ OPTIONS = {
     "structured": ["output_type", "until_tool", "output", "native_output", "final_answer", "max_turns"],
     "telemetry": [*telemetry.__all__, *(name for name in inspect.signature(OTelInstrument).parameters)],
     "tools": inspect.get_annotations(_Options),
-    "commandline": [name for each in _command.params for name in each.opts if isinstance(each, click.Option)],
+    "commandline": [
+        name
+        for command in (_command, connect, worker)
+        for each in command.params
+        for name in each.opts
+        if isinstance(each, click.Option)
+    ],
     "../reference/tools": [name for each in (read, write, edit, bash) for name in each.input_schema["properties"]],
     "agents": [
         *(set(AgentOptions.__annotations__) - set(RunOptions.__annotations__)),

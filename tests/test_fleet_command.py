@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from fleet_agents import Echo
 from redis_server import RedisServer, needs_redis, redis_server
 
-from alloy_trio.fleet import open_queue
+from alloy_trio import AgentConfig
+from alloy_trio.fleet import RedisStore, Worker, open_queue
 from alloy_trio.repl._cli import main
+from alloy_trio.repl._connect import _reached
+from alloy_trio.repl._show import JSONLines, Output
+from alloy_trio.repl._text import log_handler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent
+
+LOUD = """
+import sys
+
+from fleet_agents import Echo
+
+from alloy_trio import AgentConfig
+
+
+class Loud(Echo):
+    async def _do(self, word):
+        print(word, file=sys.stderr, flush=True)
+        await super()._do(word)
+
+
+first = AgentConfig(provider=Echo())
+other = AgentConfig(provider=Loud(), name="second")
+"""
+"""A module with two agents. The second one says when it is asked: what Redis calls running, a worker may not have heard of."""
 
 
 def start(*options: str, cwd: Path, url: str | None = None) -> subprocess.Popen[str]:
@@ -41,10 +67,7 @@ class TestWorker:
 
     async def test_it_runs_the_agents_of_a_module(self, server: RedisServer, tmp_path: Path) -> None:
         """SIGTERM lets it finish what it has; what comes then is for others."""
-        (tmp_path / "mine.py").write_text(
-            "from alloy_trio import AgentConfig\nfrom fleet_agents import Echo\n"
-            "first = AgentConfig(provider=Echo())\nother = AgentConfig(provider=Echo(), name='second')\n"
-        )
+        (tmp_path / "mine.py").write_text(LOUD)
         process = start("--module", "mine", cwd=tmp_path, url=server.url)
         assert process.stderr is not None
         with trio.fail_after(30):
@@ -65,11 +88,10 @@ class TestWorker:
                 )
                 assert done.stdout.decode() == "1: hello there\n"
                 request = await queue.submit("second", "slow down")
-                while not (await queue.statistics("second")).running:  # noqa: ASYNC110 - another process has it
-                    await trio.sleep(0.01)
+                assert await trio.to_thread.run_sync(process.stderr.readline) == "slow\n"
                 process.send_signal(signal.SIGTERM)
                 line = await trio.to_thread.run_sync(process.stderr.readline)
-                assert line == "finishing 1 requests; once more to give them back\n"
+                assert line == "finishing 1 request; once more to give it back\n"
                 later = await queue.submit("first", "later")
                 assert (await request.result()).text == "1: slow down"
                 assert await trio.to_thread.run_sync(process.wait) == 0
@@ -98,7 +120,7 @@ class TestWorker:
         assert capsys.readouterr().out.split("\n") == [
             "completed",
             "completed",
-            "4",
+            "4 messages",
             "completed agent:ada:responses",
             "['ada']",
             "",
@@ -113,28 +135,61 @@ class TestWorker:
         assert all(float(cell) > 0 for cell in printed[2].strip("|").split("|"))
 
     async def test_a_second_signal_gives_back_what_it_has(self, server: RedisServer, tmp_path: Path) -> None:
-        process = start("--module", "fleet_agents", "--redis", server.url, cwd=tmp_path)
+        (tmp_path / "mine.py").write_text(LOUD)
+        process = start("--module", "mine", "--redis", server.url, cwd=tmp_path)
         assert process.stderr is not None
         with trio.fail_after(30):
             await trio.to_thread.run_sync(process.stderr.readline)
             async with open_queue(server.url) as queue:
-                await queue.submit("echo", "wait")
-                while not (await queue.statistics("echo")).running:  # noqa: ASYNC110 - as above
-                    await trio.sleep(0.01)
+                await queue.submit("second", "wait")
+                assert await trio.to_thread.run_sync(process.stderr.readline) == "wait\n"
                 process.send_signal(signal.SIGINT)
                 await trio.to_thread.run_sync(process.stderr.readline)
                 process.send_signal(signal.SIGINT)
                 assert await trio.to_thread.run_sync(process.wait) == 0
-                stands = await queue.statistics("echo")
+                assert await trio.to_thread.run_sync(process.stderr.read) == "gave back 1 request\n"
+                stands = await queue.statistics("second")
                 assert (stands.running, stands.pending) == (0, 1)
         process.stderr.close()
+
+    async def test_a_conversation_is_kept_as_long_as_it_lasts(self, server: RedisServer) -> None:
+        """Nobody else knows its name. One prompt is no conversation."""
+
+        async def nothing(text: str) -> None:
+            raise AssertionError(text)
+
+        view: Any = JSONLines(Output(io.StringIO(), color=False))
+        async with trio.open_nursery() as nursery, RedisStore(server.url) as store:
+            await nursery.start(Worker(server.url, {"echo": AgentConfig(provider=Echo())}).serve)
+            async with _reached(server.url, "echo", None, nothing, talks=False) as far:
+                assert (await far.ask("one", view)).text == "1: one"
+                assert not await store.sessions()
+            async with _reached(server.url, "echo", None, nothing, talks=True) as far:
+                for asked, answer in (("one", "1: one"), ("two", "2: two")):
+                    assert (await far.ask(asked, view)).text == answer
+                assert len(await store.sessions()) == 1
+            assert not await store.sessions()
+            async with _reached(server.url, "echo", "alloy", nothing, talks=False) as far:
+                assert (await far.ask("three", view)).text == "1: three"
+            nursery.cancel_scope.cancel()
 
     def test_a_redis_that_is_not_there_is_said(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("alloy_trio.fleet._worker.open_link", lambda url, _: _open_link(url, 0.2))
         assert main(["worker", "--module", "fleet_agents", "--redis", "unix:///nowhere"]) == 1
-        assert "error: Redis could not be used for 0.2 seconds" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "error: Redis could not be used for 0.2 seconds" in said
+        assert "(its address: --redis, or $ALLOY_REDIS)" in said
+
+    def test_a_signal_ends_the_wait_for_a_redis_that_is_not_there(self, tmp_path: Path) -> None:
+        """It says what it waits for, and there is nothing to finish."""
+        process = start("--module", "fleet_agents", "--redis", "unix:///nowhere", cwd=tmp_path)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waiting for Redis\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=5)[1] == ""
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -143,6 +198,24 @@ class TestWorker:
         ([], "Missing option '--module'"),
         (["--module", "no_such_module"], "there is no module 'no_such_module'"),
         (["--module", "redis_server"], "redis_server has no agent"),
+        (["--module", "./twins"], "there is no module './twins'"),
+        (["--module", ""], "there is no module ''"),
+        (
+            ["--module", "broken"],
+            "error: broken cannot be imported: ModuleNotFoundError: No module named 'nowhere' (broken.py, line 2)",
+        ),
+        (
+            ["--module", "deep"],
+            "error: deep cannot be imported: ModuleNotFoundError: No module named 'nowhere' (broken.py, line 2)",
+        ),
+        (["--module", "slip"], "error: slip cannot be imported: SyntaxError: '(' was never closed (slip.py, line 1)"),
+        (
+            ["--module", "wrong"],
+            "error: wrong cannot be imported: max_turns=0 has to be a whole number, 1 or more (wrong.py, line 3)",
+        ),
+        (["--module", "fleet_agents", "--redis", "redis://"], "redis:// stands for what is in $ALLOY_REDIS"),
+        (["--module", "fleet_agents", "--redis", "redis:/host"], "has no host: say redis://HOST:PORT"),
+        (["--module", "fleet_agents", "--redis", "redis://[::1"], "has no host: say redis://HOST:PORT"),
         (["--module", "twins"], "two agents 'echo'"),
         (["--module", "fleet_agents", "--redis", "redis://:secret@host"], "set $ALLOY_REDIS instead"),
         (["--module", "fleet_agents", "--prefix", "a b"], "prefix='a b'"),
@@ -156,11 +229,42 @@ def test_a_mistake_is_said(
         "from alloy_trio import AgentConfig\nfrom fleet_agents import Echo\n"
         "one = AgentConfig(provider=Echo(), name='echo')\nother = AgentConfig(provider=Echo(), name='echo')\n"
     )
+    (tmp_path / "broken.py").write_text("first = 1\nimport nowhere\n")
+    (tmp_path / "deep.py").write_text("import broken\n")
+    (tmp_path / "slip.py").write_text("agents = (\n")
+    (tmp_path / "wrong.py").write_text(
+        "from alloy_trio import AgentConfig\n\nhelper = AgentConfig(provider='demo', max_turns=0)\n"
+    )
+    monkeypatch.delenv("ALLOY_REDIS", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert main(["worker", *options]) == 2
     said = capsys.readouterr().err
     assert says in said
+    assert said.count("\n") == 1
     assert "secret" not in said
+
+
+def test_a_traceback_is_for_those_who_debug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "failing.py").write_text("raise RuntimeError('\x1b[2J')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    logger = logging.getLogger("alloy_trio")
+    before = logger.level
+    try:
+        assert main(["worker", "--module", "failing", "--debug"]) == 2
+    finally:
+        logger.setLevel(before)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("error: failing cannot be imported: RuntimeError: ␛[2J (failing.py, line 1)\n")
+    assert "\x1b" not in said
+
+
+def test_what_is_logged_is_shown_and_not_obeyed() -> None:
+    """The id of a request is its submitter's."""
+    record = logging.LogRecord("alloy_trio.fleet", logging.WARNING, "", 0, "request %s is lost", ("\x1b[2J",), None)
+    assert log_handler().format(record) == "WARNING alloy_trio.fleet: request ␛[2J is lost"
 
 
 def _open_link(url: str, patience: float) -> object:

@@ -134,8 +134,23 @@ async def test_tls_both_ways(tmp_path: Any) -> None:
         assert address.url.startswith("wss://")
         async with connect(url, TOKEN, ssl_context=client_side) as remote:
             assert (await remote.agent("x").chat("hi")).text == "hello"
-        with pytest.raises(ConnectionLost, match="certificate"):
-            async with connect(url, TOKEN, ssl_context=other):
+        port, at = address.port, "127.0.0.1"
+        for bad, context, says in (
+            (url, other, "certificate; an authority of your own is trusted by ssl_context="),
+            (f"wss://{at}:{port}", client_side, "is it the name that the server's certificate has?"),
+            (f"ws://{at}:{port}", None, "does the server say ws://, or wss://?"),
+        ):
+            with pytest.raises(ConnectionLost) as caught:
+                async with connect(bad, TOKEN, ssl_context=context):
+                    pass
+            assert str(caught.value).startswith(f"cannot connect to {bad}: ")
+            assert says in str(caught.value)
+
+
+async def test_tls_to_a_server_without() -> None:
+    async with served({}) as address:
+        with pytest.raises(ConnectionLost, match=r"TLS fails \(\w+\); does the server say wss://, or ws://\?"):
+            async with connect(address.url.replace("ws:", "wss:"), TOKEN):
                 pass
 
 
@@ -222,12 +237,15 @@ async def test_another_version_of_the_protocol() -> None:
         assert caught.value.status_code == 426
 
 
-async def test_a_wrong_token_says_so() -> None:
+async def test_a_wrong_token_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """At both ends: whoever looks at the log sees where it came from."""
     async with served({}) as address:
         with pytest.raises(Refused, match="token is wrong") as caught:
             async with connect(address.url, "a token of somebody else"):
                 pass
     assert caught.value.status == 401
+    assert "a connection from 127.0.0.1 was refused: the token is wrong" in caplog.text
+    assert "somebody else" not in caplog.text
 
 
 async def test_too_many_connections() -> None:
@@ -240,9 +258,10 @@ async def test_too_many_connections() -> None:
 async def test_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"ws://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConnectionLost, match="is the server there"):
-        async with connect(url, TOKEN):
-            pass
+    for name in ("127.0.0.1", "localhost"):  # which has two addresses
+        with pytest.raises(ConnectionLost, match=r": Connection refused; is the server there\?$"):
+            async with connect(url.replace("127.0.0.1", name), TOKEN):
+                pass
 
 
 @pytest.mark.parametrize("url", ["", "http://x", "ws://", "x"])

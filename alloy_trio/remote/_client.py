@@ -23,7 +23,7 @@ from .._errors import InvalidOption
 from .._util import JSONObject, single
 from ..pubsub._subscription import Lost
 from . import _data
-from ._dial import Options, Watched, check_url, dial
+from ._dial import Options, Watched, check_url, dial, why_not
 from ._errors import ConnectionLost, ProtocolError, Refused
 from ._link import PROTOCOL, TOO_LARGE, Link, until_gone
 from ._peer import WINDOW
@@ -173,7 +173,7 @@ class Remote:
             if was_sent and repeats and isinstance(ask.lost, ProtocolError):  # it would be so again, without end
                 raise ask.lost
             if was_sent and not repeats:
-                said = f"the connection to {self._options.url} was lost behind {do}: nobody knows how far it had come"
+                said = f"the connection to {self._options.url} was lost in the middle of {do}: nobody knows how far it had come"
                 raise ConnectionLost(said, may_have_begun=True) from ask.lost
         if "error" in ask.reply:
             raise _data.error_from_json(ask.reply["error"])
@@ -275,7 +275,7 @@ class Remote:
         except trio.TooSlowError:
             return ConnectionLost(f"{options.url} did not answer within {options.connect_timeout:g} seconds")
         except Exception as error:  # noqa: BLE001 - the network's, TLS's, those of a server that speaks something else
-            return ConnectionLost(f"cannot connect to {options.url}: {error.__cause__ or error}; is the server there?")
+            return ConnectionLost(f"cannot connect to {options.url}: {why_not(error)}")
         finally:
             if stream is not None:
                 with trio.CancelScope(shield=True):

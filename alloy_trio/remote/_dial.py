@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -15,6 +16,9 @@ from .._errors import InvalidOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_UNTRUSTED: Final = {18, 19, 20, 21}  # X509_V_ERR_*: nobody vouches for the certificate whom we know
 
 
 def check_url(url: str) -> None:
@@ -60,6 +64,30 @@ async def dial(options: Options) -> trio.abc.Stream:
         if not is_up:
             await trio.aclose_forcefully(plain)
     return secured
+
+
+def why_not(error: Exception) -> str:
+    """Say in a line why there is no connection, and what may be wrong."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    while isinstance(cause, ExceptionGroup):  # an error for each address of the host
+        cause = cause.exceptions[0]
+    match cause.__cause__ or cause:
+        case ssl.SSLCertVerificationError(verify_code=code, verify_message=words) if code in _UNTRUSTED:
+            return (
+                f"{words}; an authority of your own is trusted by ssl_context=, or by SSL_CERT_FILE in the environment"
+            )
+        case ssl.SSLCertVerificationError(verify_message=words):
+            return f"{words.removesuffix('.')}: is it the name that the server's certificate has?"
+        case ssl.SSLError(reason=reason):
+            return f"TLS fails ({reason}); does the server say wss://, or ws://?"
+        case trio.BrokenResourceError():
+            return f"{cause}; does the server say ws://, or wss://?"
+        case OSError(errno=int(number)) if number > 0:  # Trio's words have the address once more
+            return f"{os.strerror(number)}; is the server there?"
+        case OSError(strerror=str(words)):
+            return f"{words}; is the server there?"
+        case _:
+            return f"{cause}; is the server there?"
 
 
 class Watched(trio.abc.Stream):

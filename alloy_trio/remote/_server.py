@@ -143,6 +143,13 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
+def _origin(request: WebSocketRequest) -> str:
+    """Return the address that a connection is from, if it has one and is still there."""
+    with contextlib.suppress(OSError):
+        return str(getattr(request.remote, "address", "somewhere"))
+    return "somebody who has left"
+
+
 @attrs.define(eq=False)
 class _Server:
     """Lets clients in, or not."""
@@ -208,7 +215,7 @@ class _Server:
     async def _decide(self, request: WebSocketRequest) -> None:
         permissions, status, words = self._judge(request)
         if permissions is None:
-            logger.warning("a connection was refused: %s", words)
+            logger.warning("a connection from %s was refused: %s", _origin(request), words)
             await request.reject(status, body=words.encode())
             return
         self._let_in += 1

@@ -28,7 +28,7 @@ import click
 from ._config_file import Known, read_config
 from ._flags import KEYS, TOOL_NAMES, Flags
 from ._places import config_file
-from ._text import harmless, one_line
+from ._text import log_handler, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from ._connect import command  # noqa: PLC0415 - for those who talk to an agent elsewhere
 
             _configure_log(debug="--debug" in given)
-            return int(command.main(list(given), prog_name="python -m alloy_trio", standalone_mode=False) or 0)
+            return _elsewhere(command, list(given))
         status: int | None = _command.main(
             given,
             obj=given,
@@ -221,6 +221,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"error: {one_line(error.format_message())}", err=True)
         return error.exit_code
     return status or 0  # None of an option that has printed something, and no more
+
+
+def _elsewhere(command: click.Command, given: list[str]) -> int:
+    """Run `--connect`, which takes fewer options."""
+    try:
+        return int(command.main(given, prog_name="python -m alloy_trio", standalone_mode=False) or 0)
+    except click.NoSuchOption as error:
+        if not any(error.option_name in option.opts for option in _command.params):
+            raise
+        raise click.UsageError(
+            f"{error.option_name} does not go with --connect: what a run is made of is chosen where the agent lives"
+        ) from error
 
 
 def _perform(flags: Flags) -> int:
@@ -256,14 +268,4 @@ def _configure_log(*, debug: bool) -> None:
     """Without `--debug`, what goes wrong is told in one line, not logged besides."""
     logging.getLogger("alloy_trio").setLevel(logging.DEBUG if debug else logging.CRITICAL + 1)
     if debug:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Harmless("%(levelname)s %(name)s: %(message)s"))
-        logging.basicConfig(handlers=[handler])
-
-
-class _Harmless(logging.Formatter):
-    """What is logged may quote a model, or a tool."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record for a terminal."""
-        return harmless(super().format(record))
+        logging.basicConfig(handlers=[log_handler()])

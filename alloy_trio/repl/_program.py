@@ -41,8 +41,8 @@ def perform(flags: Flags, board: Board | None) -> int:
     return guarded(partial(_perform, flags, board), debug=flags.debug)
 
 
-def guarded(main: Callable[[], int], *, debug: bool) -> int:
-    """Call `main`, and return the exit status, its own or that of what it raises: told in a line."""
+def guarded(main: Callable[[], int], *, debug: bool, is_ours: bool = True) -> int:
+    """Call `main`, and return the exit status, its own or that of what it raises: told in a line, as `explain` does."""
     try:
         return main()
     except click.ClickException:
@@ -56,7 +56,7 @@ def guarded(main: Callable[[], int], *, debug: bool) -> int:
         if isinstance(error, OSError):
             _drop(sys.stdout)
         details = "".join(traceback.format_exception(error)) if debug else ""
-        return fail(explain(error), 2 if isinstance(error, InvalidOption) else 1, details)
+        return fail(explain(error, is_ours=is_ours), 2 if isinstance(error, InvalidOption) else 1, details)
 
 
 def _perform(flags: Flags, board: Board | None) -> int:

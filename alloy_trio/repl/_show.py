@@ -337,16 +337,20 @@ async def say_cancelled(err: Output) -> None:
     await err.write("\rcancelled\n" if err.terminal else "cancelled\n")
 
 
-def shortfall(result: Result) -> str | None:
-    """Say what keeps a run that ended well from being done, if something does."""
+_ELSEWHERE = ("set where the agent lives",) * 3
+
+
+def shortfall(result: Result, *, is_ours: bool = True) -> str | None:
+    """Say what keeps a run that ended well from being done, if something does. What it is allowed, is `ours` to say or not."""
+    turns, money, tokens = ("--max-turns", "--budget, /budget", "--max-output-tokens") if is_ours else _ELSEWHERE
     if result.status == "max_turns":
-        return f"stopped after {_count(result.turns)} (--max-turns): the work may be unfinished"
+        return f"stopped after {_count(result.turns)} ({turns}): the work may be unfinished"
     if result.status == "budget_exceeded":
-        return "the budget does not allow more (--budget, /budget): the work may be unfinished"
+        return f"the budget does not allow more ({money}): the work may be unfinished"
     if result.status == "halted":
         return one_line(f"halted: {result.error}")
     if result.stop_reason == "max_tokens":
-        return "the answer was cut at its cap: allow more with --max-output-tokens"
+        return f"the answer was cut at its cap: allow more ({tokens})"
     return None
 
 
@@ -354,9 +358,10 @@ def shortfall(result: Result) -> str | None:
 _OPTIONS = {", or pass api_key=": "", "base_url=": "--base-url ", "base_url": "--base-url"}
 
 
-def explain(error: Exception) -> str:
-    """Say in one line what went wrong."""
-    return one_line(in_options(str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"))
+def explain(error: Exception, *, is_ours: bool = True) -> str:
+    """Say in one line what went wrong; in the words of our options, if the run was `ours`."""
+    text = str(error) if isinstance(error, AlloyError) else f"{type(error).__name__}: {error}"
+    return one_line(in_options(text) if is_ours else text)
 
 
 def in_options(text: str) -> str:

@@ -10,6 +10,7 @@ What a person is asked to approve has to look like what will run: there, what sh
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import unicodedata
 
@@ -104,3 +105,18 @@ def clip(text: str, columns: int) -> str:
     if not widths or widths[-1] <= columns:
         return text
     return f"{text[: sum(width < columns for width in widths)]}…"
+
+
+class _Harmless(logging.Formatter):
+    """What is logged may quote a model, or a tool."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record for a terminal."""
+        return harmless(super().format(record))
+
+
+def log_handler() -> logging.Handler:
+    """Return what writes a log to a terminal."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Harmless("%(levelname)s %(name)s: %(message)s"))
+    return handler
