@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import sys
 import threading
 from functools import partial
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from prompt_toolkit.buffer import Buffer
     from prompt_toolkit.completion import Completer
+    from prompt_toolkit.data_structures import Size
     from prompt_toolkit.formatted_text import AnyFormattedText
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyPressEvent
@@ -90,6 +90,11 @@ class Screen:
             self._receive = receive
             for what in early:
                 receive(what)
+
+    @property
+    def size(self) -> Size:
+        """How large the terminal is now, whatever COLUMNS and LINES in the environment say."""
+        return self._session.output.get_size()
 
     def complete_with(self, completer: Completer) -> None:
         """Complete what is typed by this."""
@@ -215,7 +220,7 @@ class Screen:
         return session
 
     def _foot(self) -> str:
-        return clip(self._status, shutil.get_terminal_size().columns - 1)
+        return clip(self._status, self.size.columns - 1)
 
     def _may_complete(self) -> bool:
         text = self._session.default_buffer.text

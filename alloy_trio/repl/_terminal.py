@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import shutil
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -103,12 +102,12 @@ class Terminal:
     @property
     def columns(self) -> int:
         """The width of the terminal."""
-        return shutil.get_terminal_size().columns
+        return self._screen.size.columns
 
     @property
     def room(self) -> int:
         """How many lines may be drawn again and again."""
-        return max(shutil.get_terminal_size().lines - _ROOM, 1)
+        return max(self._screen.size.rows - _ROOM, 1)
 
     def style(self, text: str, code: int) -> str:
         """Put a text into a style, line by line; a color only where there are any."""
