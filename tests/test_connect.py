@@ -20,9 +20,10 @@ from alloy_trio.events import ApprovalRequested
 from alloy_trio.fleet import QueueStatistics
 from alloy_trio.remote import Address, serve_agents
 from alloy_trio.repl._cli import main
-from alloy_trio.repl._connect import Asking, Queued, Served, Talk
+from alloy_trio.repl._connect import Asking, Talk
 from alloy_trio.repl._keys import Key, Line
 from alloy_trio.repl._program import guarded
+from alloy_trio.repl._reach import Queued, Served
 from alloy_trio.repl._show import Output, shortfall
 from alloy_trio.testing import ScriptedProvider, delay, error, text, tool_call
 

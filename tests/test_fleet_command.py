@@ -20,7 +20,7 @@ from redis_server import RedisServer, needs_redis, redis_server
 from alloy_trio import AgentConfig
 from alloy_trio.fleet import RedisStore, Worker, open_queue
 from alloy_trio.repl._cli import main
-from alloy_trio.repl._connect import _reached
+from alloy_trio.repl._reach import reached
 from alloy_trio.repl._show import JSONLines, Output
 from alloy_trio.repl._text import log_handler
 
@@ -161,15 +161,15 @@ class TestWorker:
         view: Any = JSONLines(Output(io.StringIO(), color=False))
         async with trio.open_nursery() as nursery, RedisStore(server.url) as store:
             await nursery.start(Worker(server.url, {"echo": AgentConfig(provider=Echo())}).serve)
-            async with _reached(server.url, "echo", None, nothing, talks=False) as far:
+            async with reached(server.url, "echo", None, nothing, talks=False) as far:
                 assert (await far.ask("one", view)).text == "1: one"
                 assert not await store.sessions()
-            async with _reached(server.url, "echo", None, nothing, talks=True) as far:
+            async with reached(server.url, "echo", None, nothing, talks=True) as far:
                 for asked, answer in (("one", "1: one"), ("two", "2: two")):
                     assert (await far.ask(asked, view)).text == answer
                 assert len(await store.sessions()) == 1
             assert not await store.sessions()
-            async with _reached(server.url, "echo", "alloy", nothing, talks=False) as far:
+            async with reached(server.url, "echo", "alloy", nothing, talks=False) as far:
                 assert (await far.ask("three", view)).text == "1: three"
             nursery.cancel_scope.cancel()
 

@@ -206,6 +206,7 @@ FLOORS = {
     "repl._places": 6,
     "repl._plain": 6,
     "repl._program": 6,
+    "repl._reach": 6,
     "repl._screen": 6,
     "repl._setup": 6,
     "repl._show": 6,
