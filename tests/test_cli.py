@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 import trio
+from commands import why_not
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 BOUND = 20  # seconds until a test of a process gives up
 CANARY = "sk-canary-0123456789abcdef"
+WHY_NOT = why_not()
 COMMAND = [sys.executable, "-m", "alloy_trio"]
 
 
@@ -280,6 +282,35 @@ def test_options_reach_the_model(server: Server) -> None:
     assert body["model"] == "some/model"
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert 77 in body.values()
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=f"no sandbox to be had: {WHY_NOT}")
+def test_commands_in_a_sandbox(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They write where the tools work and in what is allowed, and nowhere else; nor have they a network, unless it is given."""
+    here, more, elsewhere = (tmp_path / name for name in ("here", "more", "elsewhere"))
+    for folder in (here, more, elsewhere):
+        folder.mkdir()
+    writes = f"touch in; touch {more}/in; touch {elsewhere}/in"
+    given = ["--provider", "demo", "-C", str(here), "--allow", str(more)]
+    assert main([*given, "--sandbox", f"Run {writes}"]) == 0
+    assert {path.parent.name for path in tmp_path.glob("*/in")} == {"here", "more"}
+    network = str(Path("/proc/self/ns/net").readlink())
+    assert main([*given, "--sandbox", "Run readlink /proc/self/ns/net"]) == 0
+    assert network not in capsys.readouterr().out
+    assert main([*given, "--sandbox", "--network", "Run readlink /proc/self/ns/net"]) == 0
+    assert network in capsys.readouterr().out
+
+
+def test_a_sandbox_that_cannot_be_is_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no command is run without one."""
+    assert main(["--provider", "demo", "--network", "Run touch ran"]) == 2
+    assert "say --sandbox as well" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "")
+    assert main(["--provider", "demo", "--sandbox", "Run touch ran"]) == 2
+    assert "install it" in capsys.readouterr().err
+    assert not Path("ran").exists()
 
 
 def test_the_directory_is_where_tools_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

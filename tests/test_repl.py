@@ -146,6 +146,7 @@ class Person:
 def setup(provider: Any, **changes: Any) -> Setup:
     given: dict[str, Any] = {
         "provider": provider,
+        "available": TOOLS,
         "tools": tuple(TOOLS.values()),
         "system": None,
         "directory": Path.cwd(),
@@ -394,6 +395,13 @@ async def test_commands(line: str, said: str) -> None:
     person, _, status = await talk(ScriptedProvider([]), *idle(line))
     assert status == 0
     assert said in person.said[-1]
+
+
+async def test_a_tool_in_a_sandbox_is_chosen_by_its_name() -> None:
+    boxed = attrs.evolve(TOOLS["bash"], description="Run it somewhere.")
+    available = {**TOOLS, "bash": boxed}
+    person, _, _ = await talk(ScriptedProvider([]), *idle("/tools bash"), available=available, tools=())
+    assert person.said[-1] == "bash (asks first, in a sandbox): Run it somewhere."
 
 
 async def test_commands_that_change_a_conversation_wait_for_its_request() -> None:

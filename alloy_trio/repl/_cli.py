@@ -137,8 +137,14 @@ def _print_completion(context: click.Context, _: click.Parameter, shell: str | N
     metavar="PATH",
     multiple=True,
     type=click.Path(exists=True, path_type=Path),
-    help="Another folder that read, write and edit may touch.",
+    help="Another folder that read, write, edit and a sandbox may touch.",
 )
+@click.option(
+    "--sandbox",
+    is_flag=True,
+    help="Run the commands of bash in a sandbox: they write in that directory alone, and have no network. Linux only.",
+)
+@click.option("--network", is_flag=True, help="Give the sandbox the network.")
 @click.option("--budget", metavar="DOLLARS", help="What all requests together may cost.")
 @click.option(
     "--approve/--yolo",

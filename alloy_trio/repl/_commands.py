@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from .._messages import Message
     from .._session import Session
+    from ..tools._tool import Tool
     from ._conversation import Conversation
+    from ._setup import Setup
 
 _SHOWN: Final = 20  # sessions
 _SHORT: Final = 100  # characters of a message in a list
@@ -148,15 +150,19 @@ async def _system(talk: Conversation, rest: str) -> None:
 async def _tools(talk: Conversation, rest: str) -> None:
     if rest:
         wanted = [] if rest == "none" else [name.strip() for name in rest.replace(",", " ").split()]
-        if unknown := [name for name in wanted if name not in TOOLS]:
-            raise InvalidOption(f"there is no tool {unknown[0]!r}: there are {', '.join(TOOLS)}")
-        talk.setup.tools = tuple(TOOLS[name] for name in dict.fromkeys(wanted))
+        there_are = talk.setup.available
+        if unknown := [name for name in wanted if name not in there_are]:
+            raise InvalidOption(f"there is no tool {unknown[0]!r}: there are {', '.join(there_are)}")
+        talk.setup.tools = tuple(there_are[name] for name in dict.fromkeys(wanted))
         talk.agent.reload(tools=talk.setup.tools)
-    lines = [
-        f"{tool.name}{' (asks first)' if tool.name in talk.setup.asked else ''}: {one_line(tool.description, _SHORT)}"
-        for tool in talk.setup.tools
-    ]
+    lines = [f"{tool.name}{_how(tool, talk.setup)}: {one_line(tool.description, _SHORT)}" for tool in talk.setup.tools]
     await talk.front.say("\n".join(lines) or "none")
+
+
+def _how(tool: Tool, setup: Setup) -> str:
+    said = ["asks first"] if tool.name in setup.asked else []
+    said += ["in a sandbox"] if tool is not TOOLS[tool.name] else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 @_command("usage", "", "tokens of this conversation")

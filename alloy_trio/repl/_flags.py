@@ -35,6 +35,8 @@ class Flags(NamedTuple):
     budget: str | None
     directory: Path
     allow: tuple[Path, ...]
+    sandbox: bool
+    network: bool
     approve: bool | None
     session: str | None
     resume: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from ..providers._base import Provider, provider_model, provider_name
 from ..providers._names import make, names
 from ..providers._openai_compat import OpenAICompat
 from ..tools._bash import bash
+from ..tools._bash_sandboxed import bash_sandboxed
 from ..tools._edit import edit
 from ..tools._read import read
 from ..tools._tool import Tool
@@ -22,7 +24,7 @@ from ..tools._write import write
 from ._flags import BY_KEY, KEYS, TOOL_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from .._options import RunOptions
     from ._flags import Flags
@@ -43,16 +45,18 @@ class Setup:
 
     Attributes:
         provider: Who is asked.
-        tools: What the model may use.
+        available: The tools that there are, by name.
+        tools: What the model may use of them.
         system: Instructions ahead of the conversation.
         directory: Where the tools work.
-        allow: Folders besides that one that `read`, `write` and `edit` may touch.
+        allow: Folders besides that one that `read`, `write` and `edit` may touch, and a sandbox.
         budget: What all requests together may cost; None for no limit.
         asked: Names of the tools of which each call waits for a person.
         limits: The other options of a run, as far as they were given.
     """
 
     provider: Provider
+    available: Mapping[str, Tool]
     tools: tuple[Tool, ...]
     system: str | None
     directory: Path
@@ -63,7 +67,8 @@ class Setup:
 
     @classmethod
     def of(cls, flags: Flags, provider: Provider) -> Setup:
-        """Make what the flags say. Raises InvalidOption for a budget that is none."""
+        """Make what the flags say. Raises InvalidOption for a budget that is none, or a sandbox that cannot be had."""
+        available = _available(flags)
         limits = {
             "max_turns": flags.max_turns,
             "max_output_tokens": flags.max_output_tokens,
@@ -72,7 +77,8 @@ class Setup:
         }
         return cls(
             provider=provider,
-            tools=tuple(TOOLS[name] for name in flags.tools),
+            available=available,
+            tools=tuple(available[name] for name in flags.tools),
             system=flags.system,
             directory=flags.directory,
             allow=flags.allow,
@@ -113,6 +119,14 @@ class Setup:
             changed: Provider = attrs.evolve(self.provider, model=name)  # type: ignore[misc] # it is, see above
             return changed
         return make_named(f"{provider_name(self.provider)}:{model or name}")
+
+
+def _available(flags: Flags) -> Mapping[str, Tool]:
+    if not flags.sandbox:
+        if flags.network:
+            raise InvalidOption("--network gives the network to a sandbox: say --sandbox as well, or leave it out")
+        return TOOLS
+    return {**TOOLS, "bash": bash_sandboxed(network=flags.network, writable=flags.allow)}
 
 
 def label(provider: Provider) -> str:
