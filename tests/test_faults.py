@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import functools
 import random
 import time
 import tracemalloc
@@ -22,6 +23,7 @@ import pytest
 import trio
 import trio.testing
 from test_http import KEY, PROMPTLY, _plain_sockets  # noqa: F401 - a fixture
+from test_transport import HERE, certified, trusting
 
 import alloy_trio
 from alloy_trio import (
@@ -43,6 +45,7 @@ from alloy_trio.providers._sse import SSEParser
 from alloy_trio.testing import Fault, FaultServer, assert_no_orphans
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
     from alloy_trio import Result
@@ -281,27 +284,43 @@ async def test_fault_with_a_client_of_your_own(fault: str, streaming: bool) -> N
     await _goes_wrong(fault, "httpx", streaming=streaming, policy="alone")
 
 
-async def _goes_wrong(fault: str, name: str, *, streaming: bool, policy: Policy) -> None:
+@pytest.mark.parametrize("streaming", [False, True], ids=["buffered", "streamed"])
+@pytest.mark.parametrize("fault", CASES)
+async def test_fault_over_tls(fault: str, streaming: bool) -> None:
+    """The same where each byte is enciphered, and a connection that ends has to say so."""
+    await _goes_wrong(fault, "openai_compat", streaming=streaming, policy="alone", tls=True)
+
+
+@functools.cache
+def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """What a server here speaks TLS with, and who trusts it."""
+    return certified(*HERE), trusting()
+
+
+async def _goes_wrong(fault: str, name: str, *, streaming: bool, policy: Policy, tls: bool = False) -> None:
+    context, trust = _contexts() if tls else (None, None)
     case = OF_HTTPX.get(fault, CASES[fault]) if name == "httpx" else CASES[fault]
     expected = case.streamed if streaming else case.buffered
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(trio.fail_after(4 * TIMEOUT))
         stack.enter_context(assert_no_orphans())
-        other = await stack.enter_async_context(FaultServer(answer="I am well"))
+        other = await stack.enter_async_context(FaultServer(answer="I am well", ssl_context=context))
         client = await stack.enter_async_context(httpx.AsyncClient()) if name == "httpx" else None
         # httpx inflates all of a read at once: that is 64 MiB, and once.
         if policy == "alone" and fault.startswith(("endless", "bomb") if name != "httpx" else "endless"):
-            well = OpenAICompat("m", base_url=other.url, http_client=client)
+            well = OpenAICompat("m", base_url=other.url, http_client=client, ssl_context=trust)
             await ask(streaming=streaming, provider=well)  # loads what is loaded once
             stack.enter_context(bounded_memory())
         wrong = case.fault if isinstance(case.fault, Fault) else case.fault(other.url)
-        server = await stack.enter_async_context(FaultServer([wrong] * (2 if policy == "retries" else 1)))
+        script = [wrong] * (2 if policy == "retries" else 1)
+        server = await stack.enter_async_context(FaultServer(script, ssl_context=context))
         options: dict[str, Any] = {"timeout": SOON if expected == LATE else TIMEOUT, "max_retries": 0}
         options["provider"] = PROVIDERS.get(name, OpenAICompat)(
             "m",
             api_key=KEY,
             base_url=server.url,
             http_client=client,
+            ssl_context=trust,
             stall_timeout=STALL if expected is not None and expected.error is ProviderTimeout else 2 * TIMEOUT,
         )
         if policy == "retries":
@@ -407,7 +426,7 @@ def counted() -> str:
     """Say how many cases there are, for the docs."""
     runs = len(PROVIDERS) * 2 * len(get_args(Policy))
     over_httpx = 2 * (len(CASES) - len(LEFT_BY_HTTPX))
-    return f"{len(CASES)} faults, {len(CASES) * runs} cases, and {over_httpx} over httpx"
+    return f"{len(CASES)} faults, {len(CASES) * runs} cases, {2 * len(CASES)} over TLS, and {over_httpx} over httpx"
 
 
 async def test_a_server_says_what_it_was_asked() -> None:

@@ -27,6 +27,7 @@ from ._answers import Answer, good, wire_of
 from ._faults import Fault
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable
     from types import TracebackType
 
@@ -63,6 +64,8 @@ class FaultServer:
     Args:
         script: The faults, first one first, and maybe without an end; None for a request that is answered well.
         answer: What a good answer says.
+        ssl_context: What it speaks TLS with, for 127.0.0.1; None: it speaks none. Where a fault leaves an answer, nothing says that it was
+            meant to end there.
 
     Attributes:
         url: Its address, for `base_url=`.
@@ -71,7 +74,13 @@ class FaultServer:
         taken: Bytes that clients took, or the system for them.
     """
 
-    def __init__(self, script: Iterable[Fault | None] = (), *, answer: str = "Hello") -> None:
+    def __init__(
+        self,
+        script: Iterable[Fault | None] = (),
+        *,
+        answer: str = "Hello",
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self.url: str = ""
         self.requests: list[Asked] = []
         self.connections: int = 0
@@ -79,6 +88,7 @@ class FaultServer:
         self._script = (fault or Fault() for fault in script)
         self._ahead = next(self._script, None)
         self._answer = answer
+        self._tls = ssl_context
         self._busy: set[_Connection] = set()
         self._is_idle = trio.Event()
         self._up = trio.CancelScope()
@@ -97,7 +107,7 @@ class FaultServer:
         """Begin to listen."""
         self._socket = self._bound(0)
         self._port = self._socket.getsockname()[1]
-        self.url = f"http://{_HERE}:{self._port}/v1"
+        self.url = f"http{'' if self._tls is None else 's'}://{_HERE}:{self._port}/v1"
         await self._task.__aenter__()
         return self
 
@@ -140,7 +150,7 @@ class FaultServer:
                 with trio.CancelScope() as self._up:
                     while True:
                         accepted, _ = await self._socket.accept()
-                        nursery.start_soon(self._serve, _Connection(self, trio.SocketStream(accepted)))
+                        nursery.start_soon(self._serve, _Connection(self, trio.SocketStream(accepted), self._tls))
                 self._rebind()
 
     def _rebind(self) -> None:
@@ -155,7 +165,7 @@ class FaultServer:
                 while await self._exchange(connection) and not self._is_refusing:
                     self._rest(connection)
         finally:
-            connection.stream.socket.close()
+            connection.socket.close()
             self._rest(connection)
         if self._is_refusing:
             self._up.cancel()
@@ -183,8 +193,11 @@ class FaultServer:
 class _Connection:
     """A client's connection, from the server's side."""
 
-    def __init__(self, server: FaultServer, stream: trio.SocketStream) -> None:
-        self.stream = stream
+    def __init__(self, server: FaultServer, stream: trio.SocketStream, tls: ssl.SSLContext | None) -> None:
+        self.socket = stream.socket
+        self.stream: trio.abc.Stream = stream
+        if tls is not None:
+            self.stream = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
         self._server = server
         self._read = b""
 
@@ -238,7 +251,7 @@ class _Connection:
                 await self._wait_until_left()
             case "reset":
                 await trio.sleep(_MOMENT)
-                self.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
             case "trickle":
                 await self._trickle(itertools.chain((rest,), pieces), fault.seconds)
                 return True
