@@ -227,7 +227,8 @@ leaves: st.SearchStrategy[tuple[Any, st.SearchStrategy[Any]]] = st.sampled_from(
         (str, st.text(max_size=5)),
         (bool, st.booleans()),
         (float, st.floats(allow_nan=False, allow_infinity=False, width=32)),
-        (Literal["a", "b", 3], st.sampled_from(["a", "b", 3])),
+        (Literal["a", "b"], st.sampled_from(["a", "b"])),
+        (Literal[1, 3], st.sampled_from([1, 3])),  # not both at once: msgspec can only from 0.22 on
         (Point, st.builds(Point, st.integers(0, 9), st.none() | st.text(max_size=3))),
         (Route, st.builds(Route, st.lists(st.builds(Point, st.integers(0, 9)), max_size=2))),
         (None, st.none()),
