@@ -55,11 +55,12 @@ class Agent:
         Live in this task: `agent = await nursery.start(Agent.serve, AgentConfig(…))`. Ends by `agent.stop()`, or a cancel.
 
         Raises:
+            InvalidOption: It is no `AgentConfig`.
             AgentClosed: A `session_start` hook has halted.
             StoreError: The session could not be read.
             Exception: What broke the agent down.
         """
-        await cls(config)._core.serve(task_status=task_status)  # noqa: SLF001 - its own
+        await cls(freeze(config, {}))._core.serve(task_status=task_status)  # noqa: SLF001 - its own
 
     @overload
     @classmethod

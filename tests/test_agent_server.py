@@ -723,6 +723,8 @@ async def test_a_config_is_checked_once_and_shared() -> None:
     with pytest.raises(InvalidOption, match="AgentConfig"):
         async with open_agent({"provider": "demo"}):  # type: ignore[call-overload] # that is the point
             pass
+    with pytest.raises(InvalidOption, match="AgentConfig"):
+        await Agent.serve({"provider": "demo"})  # type: ignore[arg-type] # that is the point
 
 
 async def test_a_caller_s_deadline_reaches_the_retries(autojump_clock: trio.testing.MockClock) -> None:
