@@ -135,7 +135,7 @@ class Agent:
             AgentCrashed: The agent broke down.
             RequestCancelled: Somebody else cancelled the request. `.result` has what was done, as with all that is raised.
             StoreError: The answer is there, in `.result`, and could not be written down.
-            InvalidOption: The prompt is none, or the id is in use.
+            InvalidOption: The prompt is none, the id is in use, or the agent lives in another Trio run.
             AlloyError: What a run raises: ProviderError, RunTimeout, UnknownPrice.
         """
         request = self._ask(prompt, request_id, None)
