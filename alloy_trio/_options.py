@@ -125,6 +125,13 @@ ELSEWHERE = {
         ),
         "it belongs to an agent: open_agent(…)",
     ),
-    "tool_choice": "it belongs to a provider's extra_body",
+    **dict.fromkeys(
+        (
+            *("temperature", "top_p", "top_k", "stop", "seed", "tool_choice", "service_tier"),
+            *("thinking", "reasoning", "reasoning_effort", "verbosity"),
+        ),
+        "it is a field of the provider's API, by the name that it has there: OpenAI(model=…, extra_body={…})",
+    ),
+    **dict.fromkeys(("instructions", "system"), "say system_prompt"),
 }
 """What to say of an option that is none of ours, but of somebody near by."""

@@ -138,6 +138,9 @@ async def test_opt_05_what_is_no_provider(provider: Any, says: str, monkeypatch:
         ("price", "Price("),
         ("budget", "max_budget_cents"),
         ("tool_choice", "extra_body"),
+        ("temperature", "extra_body"),
+        ("reasoning_effort", "extra_body"),
+        ("instructions", "say system_prompt"),
     ],
     ids=lambda value: f"opt-06-{value}",
 )
