@@ -55,11 +55,12 @@ class Agent:
         Live in this task: `agent = await nursery.start(Agent.serve, AgentConfig(…))`. Ends by `agent.stop()`, or a cancel.
 
         Raises:
+            InvalidOption: It is no `AgentConfig`.
             AgentClosed: A `session_start` hook has halted.
             StoreError: The session could not be read.
             Exception: What broke the agent down.
         """
-        await cls(config)._core.serve(task_status=task_status)  # noqa: SLF001 - its own
+        await cls(freeze(config, {}))._core.serve(task_status=task_status)  # noqa: SLF001 - its own
 
     @overload
     @classmethod
@@ -134,7 +135,7 @@ class Agent:
             AgentCrashed: The agent broke down.
             RequestCancelled: Somebody else cancelled the request. `.result` has what was done, as with all that is raised.
             StoreError: The answer is there, in `.result`, and could not be written down.
-            InvalidOption: The prompt is none, or the id is in use.
+            InvalidOption: The prompt is none, the id is in use, or the agent lives in another Trio run.
             AlloyError: What a run raises: ProviderError, RunTimeout, UnknownPrice.
         """
         request = self._ask(prompt, request_id, None)

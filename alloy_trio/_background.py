@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
+def check_trio() -> None:
+    """
+    See that Trio runs the caller; what Trio says by itself without that leads nobody to what to do.
+
+    Raises:
+        RuntimeError: It does not.
+    """
+    if not trio.lowlevel.in_trio_task():
+        raise RuntimeError(
+            "this needs Trio, and no task of Trio's is running here: begin with trio.run(main), or call run_sync(…). "
+            "A program of asyncio makes Trio its guest: see 'Use it from an asyncio program' in the documentation"
+        )
+
+
 class Background:
     """
     Runs `fn` while the body runs.
@@ -29,6 +43,7 @@ class Background:
     error: Exception | None = None
 
     def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
+        check_trio()
         self._fn = fn
         self._scope = trio.CancelScope()
         self._done = trio.Event()

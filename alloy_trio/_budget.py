@@ -77,6 +77,9 @@ class Budget:
         limit: What may be spent, in dollars.
         spent: What has been, estimates included.
         reserved: What requests under way may still cost.
+
+    Raises:
+        InvalidOption: The amount is a float, or not above 0; or, as a run begins, another Trio run has the budget in use.
     """
 
     def __init__(self, dollars: Decimal | str | int | None = None, *, cents: Decimal | str | int | None = None) -> None:

@@ -87,6 +87,7 @@ class Desk:
         is_closed: Whether there will be no other life.
         is_supervised: Whether somebody may start another one.
         task: That of the life under way.
+        home: The Trio run that it lives in.
         down: Set once a life is over.
         base: The context variables around its start, for requests that are nobody's part.
         changing: Set once a change is made of which no run may see half; None where there is none.
@@ -106,6 +107,7 @@ class Desk:
         self.is_closed: bool = False
         self.is_supervised: bool = is_supervised
         self.task: trio.lowlevel.Task | None = None
+        self.home: trio.lowlevel.TrioToken | None = None
         self.down: trio.Event = trio.Event()
         self.base: contextvars.Context | None = None
         self.changing: trio.Event | None = None
@@ -216,6 +218,12 @@ class Desk:
     def _check_open(self) -> None:
         if self.is_closed or (self.is_stopping and not self.is_supervised):
             raise AgentClosed(f"{self.label} has stopped: open another one")
+        if (
+            self.home is not None and trio.lowlevel.current_trio_token() is not self.home
+        ):  # Trio itself would break down
+            raise InvalidOption(
+                f"{self.label} lives in another Trio run: ask it there, from a thread by trio.from_thread.run(agent.chat, …)"
+            )
 
     def _check_room(self) -> None:
         if self.is_up and not self.is_stopping and not self.requests:

@@ -104,6 +104,7 @@ class Core(Desk):
         if not self.is_supervised:
             self._check_open()
         self.is_alive, self.down, self.task = True, trio.Event(), trio.lowlevel.current_task()
+        self.home = trio.lowlevel.current_trio_token()
         try:
             await self._live(task_status)
         finally:

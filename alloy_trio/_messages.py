@@ -287,6 +287,9 @@ class Message:
         epoch: How often what stands before it in the conversation had been changed (compacted, edited) when it was said.
             Reasoning is sealed over what precedes it, so that of an earlier epoch than the conversation's highest is not
             sent back. Counted by whoever changes the conversation; 0 as long as it has only grown.
+
+    Raises:
+        InvalidOption: The role is none of the two, or something in the content is no block.
     """
 
     role: Role = attrs.field(validator=_role)

@@ -89,7 +89,7 @@ class RunOptions(Options):
         context: Anything of yours, for tools: `ToolContext.context`. `session_id`, `request_id` and `correlation_id` in
             it name the session and the events' correlation id.
         deps: Anything of yours, typed: `ToolContext[D].deps`.
-        until_tool: The run goes on, with a reminder, until this tool was called with success.
+        until_tool: An answer ends the run only once this tool was called with success; before, the model is reminded of it.
         output_type: A class (attrs, dataclass, TypedDict, msgspec, pydantic) that the final answer has to fit:
             `Result.output` is one. An answer that does not fit goes back to the model, a few times.
         middleware: Objects with hooks, see `Middleware`; called in this order.
@@ -125,6 +125,13 @@ ELSEWHERE = {
         ),
         "it belongs to an agent: open_agent(…)",
     ),
-    "tool_choice": "it belongs to a provider's extra_body",
+    **dict.fromkeys(
+        (
+            *("temperature", "top_p", "top_k", "stop", "seed", "tool_choice", "service_tier"),
+            *("thinking", "reasoning", "reasoning_effort", "verbosity"),
+        ),
+        "it is a field of the provider's API, by the name that it has there: OpenAI(model=…, extra_body={…})",
+    ),
+    **dict.fromkeys(("instructions", "system"), "say system_prompt"),
 }
 """What to say of an option that is none of ours, but of somebody near by."""

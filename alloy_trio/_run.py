@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overloa
 
 import trio
 
-from ._background import Background
+from ._background import Background, check_trio
 from ._config import configure
 from ._errors import RequestCancelled
 from ._loop import begin, question, run_loop
@@ -60,9 +60,11 @@ async def run(prompt: str | Message | None = None, **options: Any) -> Result:
         ProviderError: The provider failed, refused, or was cut inside a tool call. `.result` has what was done.
         RunTimeout: `timeout=` passed. `.result` has what was done.
         UnknownPrice: There is a budget, and what a model costs is not known; nothing was sent.
+        RuntimeError: It is not Trio that runs the caller, but asyncio for instance.
     """
     options = Discreet(options)  # of a traceback that shows variables, this frame is a part
     config = configure(options)
+    check_trio()
     return await run_loop(begin(config, prompt, streaming=False))
 
 

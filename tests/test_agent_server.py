@@ -723,6 +723,23 @@ async def test_a_config_is_checked_once_and_shared() -> None:
     with pytest.raises(InvalidOption, match="AgentConfig"):
         async with open_agent({"provider": "demo"}):  # type: ignore[call-overload] # that is the point
             pass
+    with pytest.raises(InvalidOption, match="AgentConfig"):
+        await Agent.serve({"provider": "demo"})  # type: ignore[arg-type] # that is the point
+
+
+async def test_who_asks_from_another_trio_run_is_refused() -> None:
+    """Trio would break down, in both runs; a thread reaches the agent where it lives."""
+    async with open_agent(name="here", provider=ScriptedProvider(["a", "b"])) as agent:
+
+        def elsewhere() -> None:
+            with pytest.raises(InvalidOption, match=r"here lives in another Trio run.*from_thread\.run"):
+                trio.run(agent.chat, "x")
+            with pytest.raises(InvalidOption, match="another Trio run"):
+                trio.run(agent.send_message, "x")
+            assert trio.from_thread.run(agent.chat, "x").text == "a"
+
+        await trio.to_thread.run_sync(elsewhere)
+        assert (await agent.chat("x")).text == "b"
 
 
 async def test_a_caller_s_deadline_reaches_the_retries(autojump_clock: trio.testing.MockClock) -> None:

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -277,6 +278,16 @@ def test_every_option_of_a_run_is_in_the_reference() -> None:
     """There it is the docstring."""
     documented = set(re.findall(r"^ +(\w+): ", inspect.getdoc(RunOptions) or "", re.MULTILINE))
     assert set(RunOptions.__annotations__) <= documented
+
+
+def test_every_extra_is_listed_with_what_it_brings() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` .*\| ([^|]+?) +\|$", text, re.MULTILINE))
+    assert rows == {
+        extra: ", ".join(re.split(r"[ >=]", requirement)[0] for requirement in requirements)
+        for extra, requirements in project["optional-dependencies"].items()
+    }
 
 
 def test_every_page_is_reached_from_the_index() -> None:

@@ -9,6 +9,7 @@ import gc
 import gzip
 import json
 import logging
+import math
 import socket
 import ssl
 import time
@@ -1066,6 +1067,27 @@ def test_a_price_is_a_price() -> None:
     for wrong in ("3", 0, (3, 15)):
         with pytest.raises(InvalidOption, match=r"price=.* is no price: write Price"):
             Anthropic(model="m", api_key="k", price=wrong)  # type: ignore[arg-type]
+
+
+NOWHERE = httpx.MockTransport(lambda _: httpx.Response(404))
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (
+            {"http_client": httpx.Client(transport=NOWHERE, trust_env=False)},
+            "http_client is a Client: it has to be an httpx.AsyncClient",
+        ),
+        ({"http_client": NOWHERE}, r"a transport goes into one, httpx.AsyncClient\(transport"),
+        ({"ssl_context": "ca.pem"}, "ssl_context is a str"),
+        *(({"stall_timeout": wrong}, "seconds above 0; math.inf for no limit") for wrong in (None, 0, -1, "1", True)),
+    ],
+)
+def test_what_the_first_request_would_stumble_over_is_refused_at_once(option: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidOption, match=says):
+        provider("http://localhost", **option)
+    assert provider("http://localhost", stall_timeout=math.inf).stall_timeout == math.inf
 
 
 def test_the_demo_costs_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from decimal import Decimal
@@ -12,10 +13,23 @@ import attrs
 import pytest
 
 import alloy_trio
-from alloy_trio import Compaction, InvalidOption, Message, Middleware, RunOptions, Session, run, run_sync, stream, tool
+from alloy_trio import (
+    Compaction,
+    InvalidOption,
+    Message,
+    Middleware,
+    RunOptions,
+    Session,
+    open_agent,
+    run,
+    run_sync,
+    stream,
+    tool,
+)
 from alloy_trio._catalog import ModelInfo, builtin_catalog
 from alloy_trio._config import Config, configure
 from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat, Request, Response
+from alloy_trio.supervision import open_supervisor
 from alloy_trio.testing import ScriptedProvider, error, text, tool_call
 
 if TYPE_CHECKING:
@@ -95,6 +109,7 @@ def test_opt_05_fallbacks_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     ("provider", "says"),
     [
         ("nobody:x", "unknown provider 'nobody'"),
+        ("claude-sonnet-5-5", 'say "PROVIDER:MODEL"; the providers are demo, anthropic'),
         ("anthropic", "needs a model"),
         ("anthropic:m", "ANTHROPIC_API_KEY"),
         ("openai:m", "OPENAI_API_KEY"),
@@ -123,6 +138,9 @@ async def test_opt_05_what_is_no_provider(provider: Any, says: str, monkeypatch:
         ("price", "Price("),
         ("budget", "max_budget_cents"),
         ("tool_choice", "extra_body"),
+        ("temperature", "extra_body"),
+        ("reasoning_effort", "extra_body"),
+        ("instructions", "say system_prompt"),
     ],
     ids=lambda value: f"opt-06-{value}",
 )
@@ -492,3 +510,26 @@ def test_a_prompt_may_be_a_message() -> None:
             return Response(message=Message.assistant(str(picture in request.messages[-1].content)))
 
     assert alloy_trio.run_sync(Message.user("what is it?", picture), provider=Look()).text == "True"
+
+
+def test_who_runs_it_in_asyncio_is_told_what_to_do() -> None:
+    """Trio's own words would be "'RunContext' object has no attribute 'runner'"."""
+
+    async def one_run() -> None:
+        await run("hi", provider="demo")
+
+    async def one_stream() -> None:
+        async with stream("hi", provider="demo"):
+            pass
+
+    async def one_agent() -> None:
+        async with open_agent(provider="demo"):
+            pass
+
+    async def one_supervisor() -> None:
+        async with open_supervisor([]):
+            pass
+
+    for door in (one_run, one_stream, one_agent, one_supervisor):
+        with pytest.raises(RuntimeError, match=r"trio\.run\(main\), or call run_sync"):
+            asyncio.run(door())

@@ -89,3 +89,26 @@ def check_price(_: object, __: object, price: Any) -> None:
         raise InvalidOption(
             f'price={price!r} is no price: write Price("3", "15"), dollars per million tokens of input and of output'
         )
+
+
+def check_client(_: object, __: object, client: Any) -> None:
+    """Refuse what is no async client: httpx's sync one, or a transport alone, would be noticed by the first request."""
+    if client is not None and not (hasattr(client, "build_request") and hasattr(client, "aclose")):
+        raise InvalidOption(
+            f"http_client is a {type(client).__name__}: it has to be an httpx.AsyncClient; "
+            "a transport goes into one, httpx.AsyncClient(transport=…)"
+        )
+
+
+def check_tls(_: object, __: object, context: Any) -> None:
+    """Refuse what makes no TLS, a path for instance."""
+    if context is not None and not hasattr(context, "wrap_bio"):
+        raise InvalidOption(f"ssl_context is a {type(context).__name__}: it has to be an ssl.SSLContext")
+
+
+def check_stall(_: object, __: object, seconds: Any) -> None:
+    """Refuse what is no time to wait; None would be `timeout=`'s way to say that there is no limit."""
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+        raise InvalidOption(
+            f"stall_timeout={seconds!r:.100} has to be a number of seconds above 0; math.inf for no limit"
+        )

@@ -33,7 +33,19 @@ from .._messages import Block, Message
 from .._price import Price
 from ._address import Address, address_of
 from ._base import Call, Emit, Request, Response, Terms, as_events
-from ._checks import check_headers, check_price, clean_key, clean_url, is_header, own_body, own_headers, shown_url
+from ._checks import (
+    check_client,
+    check_headers,
+    check_price,
+    check_stall,
+    check_tls,
+    clean_key,
+    clean_url,
+    is_header,
+    own_body,
+    own_headers,
+    shown_url,
+)
 from ._classify import from_status
 from ._exchange import Broken, CannotAsk, CannotConnect, ExchangeError, Stalled, Undecodable
 from ._origin import fingerprint
@@ -95,11 +107,11 @@ class HTTPProvider(abc.ABC):
         extra_headers: Sent with each request, over our own.
         http_client: Your own `httpx.AsyncClient`, used as it is and never closed. The default is several times as fast.
         ssl_context: What TLS is made with, for certificates of your own; None: the usual ones.
-        stall_timeout: Seconds in which no byte comes, after which a request fails with `ProviderTimeout`.
+        stall_timeout: Seconds in which no byte comes, after which a request fails with `ProviderTimeout`; `math.inf`: never.
         price: What the model costs; None: as the catalog says, if it knows. `Price.free()` for a server of your own.
 
     Raises:
-        InvalidOption: No key where one is needed, or a key, header, base URL or price that cannot be one.
+        InvalidOption: No key where one is needed, or an option that cannot be right.
     """
 
     env_key: ClassVar[str | None] = None  # the environment variable with the key; None: works without a key
@@ -115,9 +127,9 @@ class HTTPProvider(abc.ABC):
     extra_headers: Mapping[str, str] = attrs.field(
         factory=dict, kw_only=True, repr=False, converter=own_headers, validator=check_headers
     )
-    http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False)
-    ssl_context: ssl.SSLContext | None = attrs.field(default=None, kw_only=True, repr=False)
-    stall_timeout: float = attrs.field(default=600.0, kw_only=True)
+    http_client: httpx.AsyncClient | None = attrs.field(default=None, kw_only=True, repr=False, validator=check_client)
+    ssl_context: ssl.SSLContext | None = attrs.field(default=None, kw_only=True, repr=False, validator=check_tls)
+    stall_timeout: float = attrs.field(default=600.0, kw_only=True, validator=check_stall)
     price: Price | None = attrs.field(default=None, kw_only=True, validator=check_price)
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -44,7 +44,8 @@ def make(name: str, model: str | None = None, *, base_url: str | None = None, ap
 
         return Demo() if model is None else Demo(model=model)
     if name not in names():
-        raise InvalidOption(f"unknown provider {name!r}: the providers are {', '.join(names())}")
+        advice = "the providers are" if model else 'say "PROVIDER:MODEL"; the providers are'
+        raise InvalidOption(f"unknown provider {name!r}: {advice} {', '.join(names())}")
     if model is None:
         raise InvalidOption(f'provider {name!r} needs a model: say "{name}:MODEL"')
     given: dict[str, Any] = {
