@@ -170,32 +170,39 @@ if channel ~= '' then redis.call('PUBLISH', channel, head .. string.sub(answer, 
 return 'stored'
 """)
 
-# id, fence, answer to a cancelled one → "queued" for another worker, "cancelled" or "late"
+# id, fence, answer to a cancelled one, "1" if the worker dies of it → "queued" for another one, "cancelled" or "late"
 RELEASE: Final = _script("""
-local id, fence, cancelled = unpack(ARGV)
+local id, fence, cancelled, is_deadly = unpack(ARGV)
 local got = redis.call('HMGET', of(id), 'state', 'fence', 'entry', 'tries', 'cancel')
 if got[1] ~= 'running' or got[2] ~= fence then return 'late' end
 if got[5] == '1' then
     settle(id, 'cancelled', cancelled)
     return 'cancelled'
 end
-redis.call('HSET', of(id), 'tries', math.max(0, got[4] - 1))
+if is_deadly ~= '1' then redis.call('HSET', of(id), 'tries', math.max(0, got[4] - 1)) end
 leave(id, got[3])
 push(id)
 return 'queued'
 """)
 
-# worker: it ends, and runs nothing any more; what it was handed meanwhile is for others
+# worker, then ids: it takes nothing more, and runs these only; what else it was handed, or has begun and does not know, is
+# for others. Without ids it ends.
 LEAVE: Final = _script("""
-local worker = ARGV[1]
+local worker, keeps = ARGV[1], {}
+for at = 2, #ARGV do keeps[ARGV[at]] = true end
 for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, worker)) do
     local entry = each[1]
     local found = redis.call('XRANGE', queue, entry, entry)[1]
     local id = found and found[2][2]
-    leave(id, entry)
-    if id and get(id, 'entry') == entry then push(id) end
+    if not id or not keeps[id] then
+        leave(id, entry)
+        if id and get(id, 'entry') == entry then
+            if get(id, 'state') == 'running' then redis.call('HINCRBY', of(id), 'tries', -1) end
+            push(id)
+        end
+    end
 end
-redis.call('XGROUP', 'DELCONSUMER', queue, group, worker)
+if #ARGV == 1 then redis.call('XGROUP', 'DELCONSUMER', queue, group, worker) end
 return 0
 """)
 

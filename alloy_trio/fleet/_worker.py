@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import sys
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -169,6 +170,7 @@ class Worker:
                             async with trio.open_nursery() as takers:
                                 takers.start_soon(self._take, runs)
                                 takers.start_soon(self._claim, runs)
+                        await self._leave()
                     nursery.cancel_scope.cancel()
             finally:
                 with trio.move_on_after(_GRACE, shield=True):
@@ -249,10 +251,12 @@ class Worker:
                 runs.start_soon(self._perform, job)
 
     async def _leave(self) -> None:
-        """Give back what Redis has handed to a read that was cancelled."""
+        """Give back what Redis has handed to a read, or begun, that was cancelled: all but what runs here."""
         for base in self._agents:
             try:
-                await self._link.run(LEAVE, base, self.name)
+                await self._link.run(
+                    LEAVE, base, self.name, *[job.id for job in self._jobs.values() if job.base == base]
+                )
             except AlloyError as error:
                 logger.warning("worker %s ends, and could not say so: %s", self.name, error)
 
@@ -274,6 +278,10 @@ class Worker:
             if not is_told:  # we are cancelled, or what we hold is lost
                 with trio.move_on_after(_GRACE, shield=True):
                     await (self._give_back(job) if answer is None else self._finish(job, answer))
+            self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        if self._jobs.get((job.base, job.id)) is job:
             del self._jobs[job.base, job.id]
             self._room.unpark_all()
 
@@ -325,8 +333,10 @@ class Worker:
             logger.warning("the answer to request %s was refused: it is %s", job.id, said.decode())
 
     async def _give_back(self, job: _Job) -> None:
+        is_deadly = _is_deadly(sys.exception())
+        self._forget(job)  # before: it may be ours again before we hear that it was not any more
         try:
-            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED)
+            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED, int(is_deadly))
         except AlloyError as error:
             logger.warning("request %s is left to the next worker: %s", job.id, error)
         else:
@@ -373,6 +383,13 @@ class Worker:
             except RedisUnavailable as error:
                 logger.warning("worker %s hears of no cancels: %s", self.name, error)
                 await trio.sleep(_PAUSE)
+
+
+def _is_deadly(error: BaseException | None) -> bool:
+    """Whether it ends a worker by itself: a SystemExit of a tool, and not a cancel of all, or Ctrl-C."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_deadly(each) for each in error.exceptions)
+    return error is not None and not isinstance(error, trio.Cancelled | KeyboardInterrupt)
 
 
 async def _chat(job: _Job, agent: Agent, prompt: str | Message) -> Result:
