@@ -118,11 +118,13 @@ async def test_a_full_redis(server: RedisServer) -> None:
         async with fleet.queue(patience=0.5) as queue, fleet.working():
             waiting = await queue.submit("echo", "wait", request_id="a")
             await fleet.echo.is_waiting.wait()
+            behind = await queue.submit("nobody", "hello")
             keys = await fleet.keys()
             await fleet.redis("CONFIG", "SET", "maxmemory", "1")
             with pytest.raises(RedisUnavailable, match="it is full"):
                 await queue.submit("echo", "hello")
             assert await fleet.keys() == keys
+            assert await behind.cancel()
             fleet.echo.go_on.set()
             await trio.sleep(0.3)
             assert not waiting.is_done

@@ -10,7 +10,7 @@ import trio
 from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
-from alloy_trio.fleet import RequestPoisoned
+from alloy_trio.fleet import RequestPoisoned, WorkerError
 from alloy_trio.fleet._scripts import BEGIN, RELEASE
 
 pytestmark = needs_redis
@@ -109,3 +109,74 @@ async def test_a_request_that_ends_its_workers_is_given_up(fleet: Fleet) -> None
                     await request.result()
                 fleet.echo.go_on.set()
                 assert (await beside.result()).text == "1: wait"
+
+
+async def test_a_hold_lasts_from_its_beginning(fleet: Fleet) -> None:
+    """Not from when the request was handed out, so that no other worker takes it before ours is cancelled."""
+    worker = fleet.worker(visibility=3.0)
+    with trio.fail_after(10):
+        async with fleet.queue() as queue, fleet.working(worker):
+            link: Any = worker._link
+            run = link.run
+
+            async def later(what: object, *args: Any, **options: Any) -> Any:
+                if what is BEGIN:
+                    await trio.sleep(0.5)
+                return await run(what, *args, **options)
+
+            link.run = later
+            await queue.submit("echo", "wait")
+            await fleet.echo.is_waiting.wait()
+            ((_, _, idle, _),) = await fleet.redis("XPENDING", fleet.key("queue"), "workers", "-", "+", "9")
+            assert idle < 400
+
+
+async def test_what_somebody_else_has_put_into_redis_stops_no_worker(fleet: Fleet) -> None:
+    """Entries that are none, and a request that lacks what every request has: those beside them are run."""
+    with trio.fail_after(10):
+        async with fleet.queue() as queue:
+            requests = [await queue.submit("echo", f"n {number}", request_id=f"r{number}") for number in range(4)]
+            await fleet.redis("HDEL", fleet.key("r:r0"), "tries")
+            await fleet.redis("HDEL", fleet.key("r:r1"), "body")
+            for words in (["id", b"\xff\xfe"], ["id", "nothing"], ["id", ""], ["a", "b"], ["a", "b", "id", b"\xff"]):
+                await fleet.redis("XADD", fleet.key("queue"), "*", *words)
+            async with fleet.working(worker := fleet.worker(visibility=0.3)):
+                assert (await requests[0].result()).text == "1: n 0"
+                with pytest.raises(WorkerError):
+                    await requests[1].result()
+                for number in (2, 3):
+                    assert (await requests[number].result()).text == f"1: n {number}"
+                await fleet.redis("XADD", fleet.key(f"ctl:{worker.name}"), "*", "id", b"\xff")
+                (key,) = [each for each in await fleet.keys() if ":to:" in each]
+                await fleet.redis("XADD", key, "*", "id", b"\xff")
+                assert (await queue.chat("echo", "hello")).text == "1: hello"
+                assert await fleet.redis("XLEN", fleet.key("queue")) == 0
+
+
+async def test_a_line_goes_on_whose_first_is_gone(fleet: Fleet) -> None:
+    """Thrown away by Redis, or by hand: who waits for it submits it again, and those behind it are not kept waiting."""
+    with trio.fail_after(20):
+        async with fleet.queue() as queue:
+            requests = [await queue.submit("echo", f"n {number}", order="x") for number in range(3)]
+            await fleet.redis("DEL", fleet.key(f"r:{requests[0].request_id}"))
+            async with fleet.working():
+                requests.append(await queue.submit("echo", "n 3", order="x"))
+                for number, request in enumerate(requests):
+                    assert (await request.result()).text == f"1: n {number}"
+            assert not [each for each in await fleet.keys() if ":line:" in each]
+
+
+async def test_an_answer_to_what_was_given_up_is_not_counted(fleet: Fleet) -> None:
+    """It came too late, though nobody has begun the request after this worker."""
+    slow = fleet.worker(visibility=60.0)
+    with trio.fail_after(20):
+        async with fleet.working(slow), fleet.queue() as queue:
+            request = await queue.submit("echo", "wait")
+            await fleet.echo.is_waiting.wait()
+            async with fleet.working(fleet.worker(Echo(), visibility=0.3, max_tries=1)):
+                with pytest.raises(RequestPoisoned):
+                    await request.result()
+            fleet.echo.go_on.set()
+            while slow.statistics().running:  # noqa: ASYNC110 - it ends by itself
+                await trio.sleep(0.01)
+            assert (slow.statistics().answered, slow.statistics().lost) == (0, 1)

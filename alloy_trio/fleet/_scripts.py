@@ -27,7 +27,8 @@ them together.
 Invariants: a request has one answer, which never changes (`settle` is called in states that are not over, and makes them over).
 It is answered, taken out of the queue and told in one step. Who answers has the current fence. One of a line is in the queue.
 
-In a full Redis (`maxmemory`) the first command that needs room refuses the script, before it has changed anything.
+In a full Redis (`maxmemory`) the first command that needs room refuses the script, before it has changed anything; where one was
+before that needs none and writes, nothing is refused.
 """
 
 from __future__ import annotations
@@ -60,12 +61,7 @@ local function push(id)
     redis.call('HSET', of(id), 'state', 'queued')
     redis.call('HSET', of(id), 'entry', redis.call('XADD', queue, '*', 'id', id))
 end
-local function step_up(id, order)
-    if not order or order == '' then return end
-    local line = base .. ':line:' .. order
-    local first = redis.call('LINDEX', line, 0)
-    redis.call('LREM', line, 1, id)
-    if first ~= id then return end
+local function advance(line)
     local after = redis.call('LINDEX', line, 0)
     while after do
         local state = get(after, 'state')
@@ -74,6 +70,11 @@ local function step_up(id, order)
         redis.call('LPOP', line)
         after = redis.call('LINDEX', line, 0)
     end
+end
+local function step_up(id, order)
+    if not order or order == '' then return end
+    redis.call('LREM', base .. ':line:' .. order, 1, id)
+    advance(base .. ':line:' .. order)
 end
 local function settle(id, state, answer)
     redis.call('HSET', of(id), 'state', state, 'answer', answer)
@@ -121,9 +122,13 @@ redis.call('HSET', of(id), 'state', 'waiting', 'body', body, 'digest', digest, '
     'fence', 0, 'tries', 0)
 redis.call('ZADD', open, redis.call('TIME')[1], id)
 redis.call('HINCRBY', count, 'submitted', 1)
-if order ~= '' and redis.call('RPUSH', base .. ':line:' .. order, id) > 1 then return 'waiting' end
-push(id)
-return 'queued'
+if order == '' then
+    push(id)
+else
+    redis.call('RPUSH', base .. ':line:' .. order, id)
+    advance(base .. ':line:' .. order)
+end
+return get(id, 'state')
 """)
 
 # worker, nonce, max_tries, answer to a poisoned one, answer to a cancelled one, then entry and id of each → {id, fence, body}
@@ -133,24 +138,25 @@ local begun = {}
 for at = 6, #ARGV, 2 do
     local entry, id = ARGV[at], ARGV[at + 1]
     local got = redis.call('HMGET', of(id), 'state', 'entry', 'fence', 'owner', 'nonce', 'tries', 'cancel', 'body')
-    local state, tries = got[1], tonumber(got[6])
+    local state, tries, body = got[1], tonumber(got[6]) or 0, got[8] or ''
     local is_mine = #redis.call('XPENDING', queue, group, entry, entry, 1, worker) == 1
     if not state or is_over(state) or got[2] ~= entry then
         leave(id, entry)
         if not state then redis.call('ZREM', open, id) end
     elseif is_mine then
         if state == 'running' and got[4] == worker and got[5] == nonce then
-            table.insert(begun, {id, tonumber(got[3]), got[8]})
+            table.insert(begun, {id, tonumber(got[3]), body})
         elseif got[7] == '1' then
             settle(id, 'cancelled', cancelled)
         elseif tries >= tonumber(most) then
-            redis.call('XADD', base .. ':dead', 'MAXLEN', '~', 1000, '*', 'id', id, 'body', got[8], 'tries', tries)
+            redis.call('XADD', base .. ':dead', 'MAXLEN', '~', 1000, '*', 'id', id, 'body', body, 'tries', tries)
             settle(id, 'dead', poisoned)
         else
-            redis.call('HSET', of(id), 'state', 'running', 'owner', worker, 'nonce', nonce, 'fence', got[3] + 1,
-                'tries', tries + 1)
+            local fence = redis.call('HINCRBY', of(id), 'fence', 1)
+            redis.call('HSET', of(id), 'state', 'running', 'owner', worker, 'nonce', nonce, 'tries', tries + 1)
+            redis.call('XCLAIM', queue, group, worker, 0, entry, 'JUSTID')
             if tries > 0 then redis.call('HINCRBY', count, 'repeated', 1) end
-            table.insert(begun, {id, got[3] + 1, got[8]})
+            table.insert(begun, {id, fence, body})
         end
     end
 end
@@ -163,7 +169,7 @@ local id, fence, state, answer, channel, head = unpack(ARGV)
 local got = redis.call('HMGET', of(id), 'state', 'fence')
 if not got[1] then return 'gone' end
 if got[2] ~= fence then return 'late' end
-if is_over(got[1]) then return 'stored' end
+if got[1] == state then return 'stored' end
 if got[1] ~= 'running' then return 'late' end
 settle(id, state, answer)
 if channel ~= '' then redis.call('PUBLISH', channel, head .. string.sub(answer, 2)) end
@@ -253,6 +259,7 @@ local state = got[1]
 if not state then return 'unknown' end
 if is_over(state) then return 'over' end
 if state ~= 'running' then
+    redis.call('ZREM', open, id)  -- needs no room, so what follows is not refused either: a cancel is what makes room
     settle(id, 'cancelled', answer)
     return 'cancelled'
 end

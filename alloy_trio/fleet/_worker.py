@@ -29,7 +29,7 @@ from .._requests import AgentRequest
 from .._util import new_id, single
 from ._errors import LeaseLost, RedisUnavailable, RequestPoisoned
 from ._names import PREFIX, URL, address, base_key, check_count, check_prefix, check_seconds, encode
-from ._redis import NoGroup, open_link
+from ._redis import NoGroup, open_link, text
 from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
 from ._store import RedisStore
 
@@ -228,7 +228,7 @@ class Worker:
                 room = await self._wait_for_room()
                 try:
                     found = await self._link.run(CLAIM, base, self.name, round(self._visibility * 1000), room)
-                    await self._begin(base, [each.decode() for each in found], runs)
+                    await self._begin(base, [text(each) for each in found], runs)
                 except NoGroup:
                     await self._patiently_make_groups()
                 except RedisUnavailable as error:
