@@ -359,6 +359,9 @@ async def test_nothing_stays_but_answers(fleet: Fleet) -> None:
         {"request_id": "\ud800"},
         {"order": ""},
         {"session_id": ""},
+        {"session_id": "", "order": "x"},
+        {"session_id": 5, "order": "x"},
+        {"session_id": "a\nb", "order": "x"},
     ],
     ids=repr,
 )

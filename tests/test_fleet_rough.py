@@ -10,7 +10,7 @@ import trio
 from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
-from alloy_trio.fleet import RequestPoisoned, WorkerError
+from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
 from alloy_trio.fleet._scripts import BEGIN, RELEASE
 
 pytestmark = needs_redis
@@ -180,3 +180,53 @@ async def test_an_answer_to_what_was_given_up_is_not_counted(fleet: Fleet) -> No
             while slow.statistics().running:  # noqa: ASYNC110 - it ends by itself
                 await trio.sleep(0.01)
             assert (slow.statistics().answered, slow.statistics().lost) == (0, 1)
+
+
+async def test_one_of_two_who_submit_the_same_gives_up(fleet: Fleet) -> None:
+    """The other one's request is answered all the same."""
+    with trio.fail_after(10):
+        async with fleet.working(), fleet.queue() as queue, trio.open_nursery() as nursery:
+            await queue.chat("echo", "before")
+            texts: list[str] = []
+
+            async def second() -> None:
+                request = await queue.submit("echo", "hello", request_id="a")
+                texts.append((await request.result()).text)
+
+            with trio.CancelScope() as scope:
+                nursery.start_soon(second)
+                trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
+                await queue.submit("echo", "hello", request_id="a")
+            assert scope.cancelled_caught
+            while not texts:  # noqa: ASYNC110 - it comes
+                await trio.sleep(0.01)
+            assert (texts, queue._open) == (["1: hello"], {})
+
+
+async def test_a_queue_that_was_left_asks_nothing(fleet: Fleet) -> None:
+    """And says so at once, not when its patience has ended."""
+    async with fleet.queue() as queue:
+        request = await queue.submit("echo", "hello")
+    with trio.fail_after(1):
+        for ask in (
+            partial(queue.submit, "echo", "hello"),
+            partial(queue.chat, "echo", "hello"),
+            partial(queue.find, "echo", "a"),
+            partial(queue.statistics, "echo"),
+            request.cancel,
+        ):
+            with pytest.raises(RedisUnavailable, match="was left"):
+                await ask()
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"result": {"text": "x"}}', '{"error": {}}', "nonsense", "[]", "5", "[" * 100_000, b"\xff"]
+)
+async def test_an_answer_that_cannot_be_read_is_an_error_of_ours(answer: str | bytes, fleet: Fleet) -> None:
+    async with fleet.queue() as queue:
+        request = await queue.submit("echo", "hello")
+        await fleet.redis("HSET", fleet.key(f"r:{request.request_id}"), "state", "done", "answer", answer)
+        with trio.fail_after(5):
+            found = await queue.find("echo", request.request_id)
+            with pytest.raises(WorkerError, match="the answer cannot be read"):
+                await found.result()

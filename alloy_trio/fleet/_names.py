@@ -8,12 +8,22 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from .._errors import InvalidOption
+from .._errors import AlloyError, InvalidOption
 from .._util import without_surrogates
 from ..providers._secret import without_users
 
 PREFIX: Final = "alloy"
 URL: Final = "redis://localhost:6379"
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AlloyError,
+    msgspec.DecodeError,
+    RecursionError,
+)
+"""What data of somebody else's may raise when it is read."""
 _LONGEST: Final = 1000  # letters of an id
 _FOREVER: Final = 1e9  # seconds
 

@@ -116,8 +116,9 @@ class RedisQueue:
         base = base_key(self._prefix, agent)
         request_id = new_id() if request_id is None else check_id("request_id", request_id)
         line = "" if order is None else "o " + check_id("order", order)
-        if session_id is not None and order is None:
-            line = "s " + check_id("session_id", session_id)
+        if session_id is not None:
+            check_id("session_id", session_id)
+            line = line or f"s {session_id}"
         body = encode({"prompt": prompt_to_json(prompt), "session_id": session_id})
         asked = (body, digest(line.encode() + b"\n" + body), line)
         request = self._open.get((base, request_id)) or QueuedRequest(self, agent, request_id, asked)
@@ -200,14 +201,15 @@ class RedisQueue:
     async def _send(self, base: str, request: QueuedRequest) -> None:
         """Submit, for the first time or again. Raises QueueFull, InvalidOption, RedisUnavailable."""
         assert request._asked is not None  # noqa: SLF001
-        was_open = (base, request.request_id) in self._open
         self._open[base, request.request_id] = request  # before, so that the answer finds it
         self._listen_to(base)
-        said = "refused"
+        request._senders += 1  # noqa: SLF001
         try:
             said = await self._submit(base, request)
+            request._is_sent |= said not in {"full", "other"}  # noqa: SLF001
         finally:
-            if said in {"refused", "full", "other"} and not was_open:
+            request._senders -= 1  # noqa: SLF001
+            if not request._is_sent and not request._senders:  # noqa: SLF001
                 self._open.pop((base, request.request_id), None)
         if said == "full":
             raise QueueFull(
@@ -215,7 +217,6 @@ class RedisQueue:
             )
         if said == "other":
             raise _used(request.request_id)
-        request._is_sent = True  # noqa: SLF001
         if said not in {"queued", "waiting", "running"}:
             await self._look(base, [request.request_id])
 

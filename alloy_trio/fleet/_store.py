@@ -24,11 +24,11 @@ from .._util import digest, new_id
 from ..sessions._rows import Row, check_id, check_rewrite, to_append, to_record, to_rows
 from ._errors import LeaseLost
 from ._names import PREFIX, URL, address, check_prefix, check_seconds
-from ._redis import Link, open_link
+from ._redis import Link, open_link, text
 from ._scripts import LEASE, LOAD, PEEK, UNLEASE, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -54,10 +54,8 @@ class _Sessions:
         check_id(session_id)
         async with self._turn(session_id):
             said: list[bytes] = await self._run(LOAD, session_id)
-        try:
+        with _readable(session_id):
             records = [to_record(_row(int(seq), value)) for seq, value in zip(said[::2], said[1::2], strict=True)]
-        except ValueError as error:
-            raise StoreError(f"session {session_id!r} cannot be read: {error}; nothing is changed") from error
         return sorted(records, key=lambda record: record.seq)
 
     async def append(self, session_id: str, records: Sequence[Record]) -> None:
@@ -90,7 +88,7 @@ class _Sessions:
             if not cursor:
                 break
         skip = len(start) + len(digest(b"")) + len("}:log:")
-        return sorted(key[skip:].decode() for key in found)
+        return sorted(text(key[skip:]) for key in found)
 
     async def delete(self, session_id: str) -> None:
         """Forget a session. Raises as `append`."""
@@ -104,12 +102,13 @@ class _Sessions:
             def find(seq: int, stored: dict[int, bytes] = stored) -> Row | None:
                 return _row(seq, stored[seq]) if seq in stored else None
 
-            if verb == "append":
-                rows = to_append(session_id, rows, int(last), find)
-                if not rows:
-                    return
-            else:
-                check_rewrite(session_id, rows, int(last), find)
+            with _readable(session_id):
+                if verb == "append":
+                    rows = to_append(session_id, rows, int(last), find)
+                    if not rows:
+                        return
+                else:
+                    check_rewrite(session_id, rows, int(last), find)
             args = [each for row in rows for each in (row.seq, _value(row))]
             said = await self._run(WRITE, session_id, self._token, version, new_id(), verb, *args)
             if said == b"ok":
@@ -171,13 +170,13 @@ class SessionLease(_Sessions):
     @contextlib.asynccontextmanager
     async def _hold(self, seconds: float) -> AsyncIterator[Self]:
         """Wait for the lease, and have it while the body runs. Raises LeaseLost, StoreError."""
-        while True:
-            began = trio.current_time()
-            wait = await self._take(seconds)
-            if not wait:
-                break
-            await trio.sleep(min(wait / 1000 + 0.01, 0.5))
         try:
+            while True:
+                began = trio.current_time()
+                wait = await self._take(seconds)
+                if not wait:
+                    break
+                await trio.sleep(min(wait / 1000 + 0.01, 0.5))
             with trio.CancelScope(deadline=began + seconds) as scope:
                 async with Background(lambda: self._renew(scope, seconds)):
                     yield self
@@ -272,6 +271,14 @@ class RedisStore(_Sessions):
         opened, self._opened, self._link = self._opened, None, None
         assert opened is not None
         await opened.__aexit__(kind, error, traceback)
+
+
+@contextlib.contextmanager
+def _readable(session_id: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StoreError(f"session {session_id!r} cannot be read: {error}; nothing is changed") from error
 
 
 def _value(row: Row) -> bytes:
