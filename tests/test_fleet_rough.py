@@ -10,6 +10,7 @@ import trio
 from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
+from alloy_trio import InvalidOption
 from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
 from alloy_trio.fleet._scripts import BEGIN, RELEASE
 
@@ -164,6 +165,32 @@ async def test_a_line_goes_on_whose_first_is_gone(fleet: Fleet) -> None:
                 for number, request in enumerate(requests):
                     assert (await request.result()).text == f"1: n {number}"
             assert not [each for each in await fleet.keys() if ":line:" in each]
+
+
+async def test_what_redis_has_thrown_away_is_not_open(fleet: Fleet) -> None:
+    """Nor counts as such when nobody asks for it any more."""
+    with trio.fail_after(20):
+        async with fleet.queue() as queue:
+            requests = [await queue.submit("echo", f"n {number}", order="x") for number in range(3)]
+        for request in requests[:2]:
+            await fleet.redis("DEL", fleet.key(f"r:{request.request_id}"))
+        async with fleet.queue() as queue, fleet.working():
+            assert (await queue.chat("echo", "last", order="x")).text == "1: last"
+            assert (await queue.statistics("echo")).pending == 0
+
+
+async def test_a_worker_serves_again(fleet: Fleet) -> None:
+    """When it has ended, as a supervisor lets it; not twice at once."""
+    worker = fleet.worker()
+    with trio.fail_after(10):
+        async with fleet.queue() as queue:
+            for _ in range(2):
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(worker.serve)
+                    with pytest.raises(InvalidOption, match="serves already"):
+                        await worker.serve()
+                    assert (await queue.chat("echo", "hello")).text == "1: hello"
+                    worker.stop()
 
 
 async def test_an_answer_to_what_was_given_up_is_not_counted(fleet: Fleet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -44,10 +44,13 @@ def address(url: Any) -> Address:
     try:
         parts = urlsplit(url)
         is_one = parts.scheme in {"redis", "rediss", "unix"} and (parts.port or 1) > 0
+        is_seen = not {"username", "password"}.isdisjoint(parse_qs(parts.query))
     except (ValueError, TypeError, AttributeError):
-        is_one = False
+        is_one = is_seen = False
     if not is_one or not isinstance(url, str):
         raise InvalidOption("the address of Redis has to be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
+    if is_seen:  # no repr would hide it there
+        raise InvalidOption("a password stands before the host of Redis: redis://:PASSWORD@HOST, letters like / as %2F")
     return Address(url)
 
 

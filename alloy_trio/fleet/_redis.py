@@ -112,7 +112,7 @@ def _make(url: str, **more: Any) -> Redis[bytes]:
     from coredis.retry import NoRetryPolicy  # noqa: PLC0415 - as above
 
     return coredis.Redis.from_url(
-        url, retry_policy=NoRetryPolicy(), connect_timeout=TIMEOUT, verify_version=False, **more
+        url, decode_components=True, retry_policy=NoRetryPolicy(), connect_timeout=TIMEOUT, verify_version=False, **more
     )
 
 
@@ -178,12 +178,12 @@ class Link:
         return await self._patiently(self._commands, ask, TIMEOUT + size / _SLOWEST, patience)
 
     async def read_group(self, keys: Sequence[str], group: str, name: str, count: int, block: float) -> Entries:
-        """Take entries that nobody has, waiting for `block` seconds; 0 for those that are ours already."""
-        since = ">" if block else "0"
-        wait = int(block * 1000) if block else None
+        """Take entries that nobody has, waiting for `block` seconds."""
         got = await self._patiently(
             self._reads,
-            lambda client: client.xreadgroup(group, name, dict.fromkeys(keys, since), count=count, block=wait),
+            lambda client: client.xreadgroup(
+                group, name, dict.fromkeys(keys, ">"), count=count, block=int(block * 1000)
+            ),
             block + TIMEOUT,
         )
         return _entries(got)

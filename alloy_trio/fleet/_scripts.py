@@ -68,6 +68,7 @@ local function advance(line)
         if state == 'waiting' then return push(after) end
         if state and not is_over(state) then return end
         redis.call('LPOP', line)
+        redis.call('ZREM', open, after)
         after = redis.call('LINDEX', line, 0)
     end
 end
@@ -172,7 +173,7 @@ if got[2] ~= fence then return 'late' end
 if got[1] == state then return 'stored' end
 if got[1] ~= 'running' then return 'late' end
 settle(id, state, answer)
-if channel ~= '' then redis.call('PUBLISH', channel, head .. string.sub(answer, 2)) end
+redis.call('PUBLISH', channel, head .. string.sub(answer, 2))
 return 'stored'
 """)
 

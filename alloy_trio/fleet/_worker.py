@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -34,8 +35,6 @@ from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
 from ._store import RedisStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from .._agent import Agent
     from .._messages import Message
     from .._result import Result
@@ -124,7 +123,11 @@ class Worker:
         Raises:
             InvalidOption: Something about the arguments.
         """
-        if not agents or not all(isinstance(each, AgentConfig) for each in agents.values()):
+        if (
+            not isinstance(agents, Mapping)
+            or not agents
+            or not all(isinstance(each, AgentConfig) for each in agents.values())
+        ):
             raise InvalidOption("a worker needs agents to host: agents={'name': AgentConfig(provider=…)}")
         self.name: str = new_id()
         self._url = address(url)
@@ -138,22 +141,28 @@ class Worker:
         self._limit = trio.CapacityLimiter(concurrency)
         self._room = trio.lowlevel.ParkingLot()
         self._taking = trio.CancelScope()
+        self._is_serving = False
         self._answered = self._lost = self._released = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
         """
         Take requests, until `stop` or a cancel. What runs when it is cancelled is given back, for another worker.
 
-        A Redis that goes away later is waited for.
+        A Redis that goes away later is waited for. When it has ended, it may be called again.
 
         Raises:
-            InvalidOption: coredis is not installed, or Redis may throw away what is queued.
+            InvalidOption: coredis is not installed, Redis may throw away what is queued, or it is called twice at once.
             RedisUnavailable: Redis cannot be reached.
         """
+        if self._is_serving:
+            raise InvalidOption("this worker serves already: make another one")
+        self._is_serving = True
         try:
             await self._serve(task_status)
         except ExceptionGroup as group:
             raise single(group) from group.__cause__
+        finally:
+            self._is_serving, self._taking = False, trio.CancelScope()
 
     async def _serve(self, task_status: trio.TaskStatus[Worker]) -> None:
         async with open_link(self._url, self._patience) as link:
