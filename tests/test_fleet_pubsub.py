@@ -261,3 +261,16 @@ async def test_a_connection_that_is_dead_is_noticed(
                         other.publish("a", 2)
                         await trio.sleep(0.1)
             nursery.cancel_scope.cancel()
+
+
+async def test_what_is_under_way_is_waited_for(fleet: Fleet) -> None:
+    """As what has not been sent yet is, when it is left."""
+    async with fleet.pubsub() as there:
+        with there.subscribe("a") as far:
+            async with fleet.pubsub() as here:
+                here.publish("a", 1)
+                await received(far, 1)
+                await fleet.redis("CLIENT", "PAUSE", "500", "WRITE")
+                here.publish("a", 2)
+                await trio.sleep(0.1)
+            assert await received(far, 1) == [2]

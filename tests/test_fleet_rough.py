@@ -30,6 +30,10 @@ def after(worker: Any, script: object, wait: Any) -> None:
     worker._link.run = slow
 
 
+async def away(*_: object, **__: object) -> None:
+    raise RedisUnavailable("cut off")
+
+
 async def test_what_is_given_back_is_taken_again_by_the_same_worker(fleet: Fleet) -> None:
     """At once, also where Redis hands it out again before the worker has heard that it is rid of it."""
     worker = fleet.worker(visibility=6.0)
@@ -83,6 +87,26 @@ async def test_what_comes_as_a_worker_stops_is_for_others_at_once(fleet: Fleet) 
             for request in requests:
                 assert (await request.result()).text
             assert stopping.statistics().running == 1
+
+
+class Named(Exception):
+    """An error of somebody else's, that has an attribute as ours have, but is no JSON."""
+
+    model = object()
+
+
+class Odd(Echo):
+    async def _do(self, word: str) -> None:
+        raise Named(word)
+
+
+async def test_an_error_of_somebody_else_s_ends_no_worker(fleet: Fleet) -> None:
+    """Whatever attributes it has."""
+    with trio.fail_after(10):
+        async with fleet.queue() as queue, fleet.working(fleet.worker(Odd())):
+            for _ in range(2):
+                with pytest.raises(WorkerError, match="Named: hello"):
+                    await queue.chat("echo", "hello")
 
 
 class Deadly(Echo):
@@ -257,3 +281,20 @@ async def test_an_answer_that_cannot_be_read_is_an_error_of_ours(answer: str | b
             found = await queue.find("echo", request.request_id)
             with pytest.raises(WorkerError, match="the answer cannot be read"):
                 await found.result()
+
+
+async def test_what_a_dead_worker_has_left_does_not_wait_one_by_one(fleet: Fleet) -> None:
+    """A busy worker goes on taking over whenever it has room, until nothing is left."""
+    dying, other = fleet.worker(visibility=2.0), fleet.worker(second := Echo(), visibility=2.0, concurrency=1)
+    with trio.fail_after(20):
+        async with fleet.queue() as queue:
+            requests = [await queue.submit("echo", f"wait {number}") for number in range(10)]
+            async with fleet.working(dying):
+                while fleet.echo.running < 10:  # noqa: ASYNC110 - it takes them
+                    await trio.sleep(0.01)
+                dying._link.run = away  # type: ignore[method-assign]
+            second.go_on.set()
+            async with fleet.working(other):
+                with trio.fail_after(5):
+                    for request in requests:
+                        await request.result()

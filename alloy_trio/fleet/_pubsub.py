@@ -91,6 +91,7 @@ class RedisPubSub(PubSub):
         self._name = new_id()
         self._outbox: deque[tuple[str, Any]] = deque()
         self._is_filled = trio.Event()
+        self._sending = trio.Lock()
         # Topics, and what is heard of them meanwhile.
         self._catching_up: list[tuple[str, list[tuple[tuple[int, int], Any]]]] = []
         # What came from the stream.
@@ -180,18 +181,21 @@ class RedisPubSub(PubSub):
             self._is_filled = trio.Event()
 
     async def _send_all(self) -> None:
-        link = self._open_link()
-        while self._outbox:
-            topic, message = self._outbox.popleft()
-            try:
-                data = encode(published_to_json(topic, message))
-                await link.run(PUBLISH, self._prefix, topic, self._name, data, self._keep, round(self._keep_seconds))
-            except RedisUnavailable as error:
-                self.unsent += 1
-                logger.warning("what was published on %s was not sent: %s", topic, error)
-            except Exception:
-                self.unsent += 1
-                logger.exception("what was published on %s cannot be sent", topic)
+        async with self._sending:  # so that the last words wait for the one that is under way
+            while self._outbox:
+                await self._send_one(*self._outbox.popleft())
+
+    async def _send_one(self, topic: str, message: Any) -> None:
+        try:
+            data = encode(published_to_json(topic, message))
+            more = self._keep, round(self._keep_seconds)
+            await self._open_link().run(PUBLISH, self._prefix, topic, self._name, data, *more)
+        except RedisUnavailable as error:
+            self.unsent += 1
+            logger.warning("what was published on %s was not sent: %s", topic, error)
+        except Exception:
+            self.unsent += 1
+            logger.exception("what was published on %s cannot be sent", topic)
 
     # From others
 

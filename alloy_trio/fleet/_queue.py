@@ -332,7 +332,7 @@ async def open_queue(
         prefix: What all keys begin with; workers have the same.
         max_pending: How many requests to an agent may be open.
         keep: Seconds for which an answer is kept, and its id known.
-        patience: Seconds after which a Redis that cannot be used is an error.
+        patience: Seconds after which a Redis that cannot be used is an error; after 5 at least, where it just does not answer.
 
     Raises:
         InvalidOption: Something about the arguments, coredis is not installed, or Redis may throw away what is queued.

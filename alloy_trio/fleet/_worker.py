@@ -179,7 +179,8 @@ class Worker:
                             async with trio.open_nursery() as takers:
                                 takers.start_soon(self._take, runs)
                                 takers.start_soon(self._claim, runs)
-                        await self._leave()
+                        with trio.move_on_after(_GRACE):
+                            await self._leave()
                     nursery.cancel_scope.cancel()
             finally:
                 with trio.move_on_after(_GRACE, shield=True):
@@ -234,14 +235,20 @@ class Worker:
         while True:
             await trio.sleep(self._visibility / 2)
             for base in self._agents:
-                room = await self._wait_for_room()
                 try:
-                    found = await self._link.run(CLAIM, base, self.name, round(self._visibility * 1000), room)
-                    await self._begin(base, [text(each) for each in found], runs)
+                    while await self._claim_some(base, runs):
+                        pass
                 except NoGroup:
                     await self._patiently_make_groups()
                 except RedisUnavailable as error:
                     logger.warning("worker %s takes nothing over: %s", self.name, error)
+
+    async def _claim_some(self, base: str, runs: trio.Nursery) -> bool:
+        """Take over as much as there is room for. Returns whether there may be more."""
+        room = await self._wait_for_room()
+        found = await self._link.run(CLAIM, base, self.name, round(self._visibility * 1000), room)
+        await self._begin(base, [text(each) for each in found], runs)
+        return len(found) >= 2 * room  # entries, each with its id
 
     async def _begin(self, base: str, some: list[str], runs: trio.Nursery) -> None:
         """Begin requests, given as entry, id, entry, id and so on. Raises RedisUnavailable."""
@@ -273,7 +280,7 @@ class Worker:
 
     async def _perform(self, job: _Job) -> None:
         answer: tuple[str, bytes] | None = None
-        is_told = False
+        is_told = is_through = False
         try:
             with job.scope:
                 async with self._limit:
@@ -283,10 +290,12 @@ class Worker:
             if answer is not None:
                 await self._finish(job, answer)
                 is_told = True
+            is_through = True
         finally:
             if not is_told:  # we are cancelled, or what we hold is lost
+                error = None if is_through else sys.exception()
                 with trio.move_on_after(_GRACE, shield=True):
-                    await (self._give_back(job) if answer is None else self._finish(job, answer))
+                    await (self._give_back(job, error) if answer is None else self._finish(job, answer))
             self._forget(job)
 
     def _forget(self, job: _Job) -> None:
@@ -341,13 +350,12 @@ class Worker:
             self._lost += 1
             logger.warning("the answer to request %s was refused: it is %s", job.id, said.decode())
 
-    async def _give_back(self, job: _Job) -> None:
-        is_deadly = _is_deadly(sys.exception())
+    async def _give_back(self, job: _Job, error: BaseException | None) -> None:
         self._forget(job)  # before: it may be ours again before we hear that it was not any more
         try:
-            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED, int(is_deadly))
-        except AlloyError as error:
-            logger.warning("request %s is left to the next worker: %s", job.id, error)
+            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED, int(_is_deadly(error)))
+        except AlloyError as trouble:
+            logger.warning("request %s is left to the next worker: %s", job.id, trouble)
         else:
             self._released += said != b"late"
             self._lost += said == b"late"
