@@ -10,7 +10,7 @@ import trio
 from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
-from alloy_trio import InvalidOption
+from alloy_trio import InvalidOption, UnknownRequest
 from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
 from alloy_trio.fleet._scripts import BEGIN, RELEASE
 
@@ -298,3 +298,19 @@ async def test_what_a_dead_worker_has_left_does_not_wait_one_by_one(fleet: Fleet
                 with trio.fail_after(5):
                     for request in requests:
                         await request.result()
+
+
+async def test_an_id_that_was_used_again_has_no_answer_for_who_used_it_first(fleet: Fleet) -> None:
+    """Who was away for longer than answers are kept is told so, not what somebody else has asked."""
+    with trio.fail_after(20):
+        async with fleet.queue(keep=1.0) as queue:
+            request = await queue.submit("echo", "hello", request_id="a")
+            await fleet.redis("DEL", fleet.key("r:a"))
+            async with fleet.working(), fleet.queue() as other:
+                assert (await other.chat("echo", "there", request_id="a")).text == "1: there"
+                for _ in range(2):
+                    with pytest.raises(UnknownRequest, match="used again"):
+                        await request.result()
+                with pytest.raises(InvalidOption, match="used for another"):
+                    await queue.submit("echo", "hello", request_id="a")
+                assert queue._open == {}

@@ -224,3 +224,18 @@ async def test_records_of_somebody_else_s_are_an_error_of_ours(value: str | byte
             await store.load("s")
         await fleet.redis("RENAME", log, log.encode() + b"\xff")
         assert await store.sessions() == ["s\ufffd"]
+
+
+async def test_a_redis_that_is_away_as_a_run_is_saved_fails_no_run(tmp_path: Path) -> None:
+    """The worker waits for it, as long as the request is its own."""
+    with redis_server(tmp_path, aof=True) as server, trio.fail_after(20):
+        fleet = Fleet(server.url)
+        async with fleet.queue() as queue, fleet.working(fleet.worker(visibility=20.0, patience=0.3)):
+            request = await queue.submit("echo", "wait", session_id="s")
+            await fleet.echo.is_waiting.wait()
+            await trio.to_thread.run_sync(server.stop)
+            fleet.echo.go_on.set()
+            await trio.sleep(1.0)
+            await trio.to_thread.run_sync(server.start)
+            assert (await request.result()).text == "1: wait"
+            assert (await queue.chat("echo", "again", session_id="s")).text == "2: again"

@@ -291,16 +291,21 @@ class RedisQueue:
             some = [each for each in wanted[:_AT_ONCE] if (base, each) in self._open]
             were_sent = {each for each in some if self._open[base, each]._is_sent}  # noqa: SLF001
             said: list[Any] = await self._link.run(FETCH, base, *some)
-            found = list(zip(some, said[::2], said[1::2], strict=True))
-            wanted[:_AT_ONCE] = [request_id for request_id, state, _ in found if state == b"later"]
-            for request_id, state, answer in found:
-                await self._found(base, request_id, answer, is_gone=not state and request_id in were_sent)
+            found = list(zip(some, said[::3], said[1::3], said[2::3], strict=True))
+            wanted[:_AT_ONCE] = [request_id for request_id, state, _, _ in found if state == b"later"]
+            for request_id, state, *rest in found:
+                await self._found(base, request_id, *rest, is_gone=not state and request_id in were_sent)
 
-    async def _found(self, base: str, request_id: str, answer: bytes, *, is_gone: bool) -> None:
+    async def _found(self, base: str, request_id: str, answer: bytes, what: bytes, *, is_gone: bool) -> None:
         request = self._open.get((base, request_id))
         if request is None:
             return
-        if answer:
+        is_ours = request._asked is None or what in {b"", request._asked[1].encode()}  # noqa: SLF001
+        if not is_ours and request._is_sent:  # noqa: SLF001
+            error = UnknownRequest(f"the answer to {request_id!r:.100} is not kept any more: its id was used again")
+            del self._open[base, request_id]
+            request._tell(error)  # noqa: SLF001
+        elif answer and is_ours:
             del self._open[base, request_id]
             request._tell(answer)  # noqa: SLF001
         elif is_gone and request._asked is not None:  # noqa: SLF001

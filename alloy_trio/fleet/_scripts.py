@@ -279,7 +279,7 @@ add_who(id, who)
 return 1
 """)
 
-# ids → state and answer of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
+# ids → state, answer and digest of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
 # answers is "later": ask again for it.
 FETCH: Final = _script("""
 local said, size = {}, 0
@@ -292,6 +292,7 @@ for _, id in ipairs(ARGV) do
     end
     table.insert(said, state)
     table.insert(said, answer)
+    table.insert(said, get(id, 'digest') or '')
 end
 return said
 """)

@@ -43,9 +43,10 @@ logger = logging.getLogger("alloy_trio.fleet")
 class _Sessions:
     """What a store does, with or without a lease."""
 
-    def __init__(self, prefix: str, token: str = "") -> None:
+    def __init__(self, prefix: str, token: str = "", waits: float | None = None) -> None:
         self._prefix = prefix
         self._token = token
+        self._waits = waits  # seconds of patience, if they are not those of the link
         self._link: Link | None = None
         self._turns: dict[str, trio.Lock] = {}  # those that somebody has, or waits for
 
@@ -131,7 +132,7 @@ class _Sessions:
 
     async def _run(self, script: Script, session_id: str, *args: str | int | bytes) -> Any:
         tag = f"{self._prefix}:s:{{{digest(session_id.encode())}}}:"
-        return await self._try(lambda link: link.run(script, tag, session_id, *args))
+        return await self._try(lambda link: link.run(script, tag, session_id, *args, patience=self._waits))
 
     async def _try(self, what: Any) -> Any:
         if self._link is None:
@@ -154,8 +155,8 @@ class SessionLease(_Sessions):
         session_id: The session.
     """
 
-    def __init__(self, prefix: str, link: Link, session_id: str) -> None:
-        super().__init__(prefix, new_id())
+    def __init__(self, prefix: str, link: Link, session_id: str, waits: float | None) -> None:
+        super().__init__(prefix, new_id(), waits)
         self._link = link
         self.session_id: str = session_id
 
@@ -225,10 +226,10 @@ class RedisStore(_Sessions):
         self._opened: AbstractAsyncContextManager[Link] | None = None
 
     @classmethod
-    def _over(cls, link: Link, prefix: str) -> Self:
+    def _over(cls, link: Link, prefix: str, waits: float) -> Self:
         """Make one of a way to Redis that is open, and stays so."""
         store = cls(prefix=prefix)
-        store._link = link
+        store._link, store._waits = link, waits
         return store
 
     def lease(self, session_id: str, *, seconds: float = 30.0) -> AbstractAsyncContextManager[SessionLease]:
@@ -250,7 +251,8 @@ class RedisStore(_Sessions):
         check_id(session_id)
         if self._link is None:
             raise StoreError("this store is not open: async with RedisStore(…) as store")
-        return SessionLease(self._prefix, self._link, session_id)._hold(check_seconds("seconds", seconds, 0.1))  # noqa: SLF001 - ours
+        lease = SessionLease(self._prefix, self._link, session_id, self._waits)
+        return lease._hold(check_seconds("seconds", seconds, 0.1))  # noqa: SLF001 - ours
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:

@@ -167,7 +167,8 @@ class Worker:
     async def _serve(self, task_status: trio.TaskStatus[Worker]) -> None:
         async with open_link(self._url, self._patience) as link:
             self._link = link
-            self._store = RedisStore._over(link, self._prefix)  # noqa: SLF001 - its own door
+            # Patient as long as what we hold is ours: a Redis that is away for less fails no run.
+            self._store = RedisStore._over(link, self._prefix, self._visibility)  # noqa: SLF001 - its own door
             await self._make_groups()
             try:
                 async with trio.open_nursery() as nursery:
