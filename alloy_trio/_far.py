@@ -128,7 +128,7 @@ def _call_to_json(call: ToolCall) -> JSONObject:
 def error_to_json(error: BaseException, *, with_result: bool = True) -> JSONObject:
     """Return an error: its type, its words, what its handlers need, and the result that it has."""
     said: JSONObject = {"type": type(error).__name__, "message": _as_text(error)}
-    said |= {name: getattr(error, name) for name in _SAID if getattr(error, name, None) is not None}
+    said |= {name: any_to_json(getattr(error, name)) for name in _SAID if getattr(error, name, None) is not None}
     if notes := getattr(error, "__notes__", None):
         said["notes"] = [_as_text(note) for note in notes]
     if error.__cause__ is not None:

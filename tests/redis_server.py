@@ -36,9 +36,10 @@ needs_redis = [
 
 
 @pytest.fixture
-def _rest_of_coredis() -> Iterator[None]:
+def _rest_of_coredis(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let what coredis leaves open be collected here, not in the middle of other tests."""
     yield
+    caplog.get_records("call").clear()  # what it has logged has tracebacks, and these have all that was there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
@@ -119,14 +120,17 @@ class Fleet:
     def pubsub(self, **options: Any) -> RedisPubSub:
         return RedisPubSub(self.url, prefix=self.prefix, **options)
 
-    async def redis(self, *command: str) -> Any:
+    def key(self, rest: str) -> str:
+        return f"{self.prefix}:{{echo}}:{rest}"
+
+    async def redis(self, *command: str | bytes) -> Any:
         from coredis import Redis
         from coredis.commands.request import CommandRequest
 
         async with Redis.from_url(self.url) as client:
             words: list[Any] = list(command[1:])
             return await CommandRequest[Any](
-                command[0].encode(),
+                str(command[0]).encode(),
                 *words,
                 callback=lambda reply: reply,
                 resolver=client.execute_command,

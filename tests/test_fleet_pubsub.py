@@ -202,3 +202,75 @@ async def test_who_may_not_listen_is_told(fleet: Fleet) -> None:
     with trio.fail_after(10), pytest.raises(RedisUnavailable, match="could not be heard"):
         async with RedisPubSub(url, prefix=fleet.prefix, patience=0.5):
             pass
+
+
+async def test_what_was_kept_need_not_be_ours(fleet: Fleet) -> None:
+    async with fleet.pubsub(keep=3) as here:
+        here.publish("a", 1)
+        await trio.sleep(0.1)
+        (kept,) = await fleet.keys()
+        for words in ('{"topic":"a"}', "nonsense", "[" * 100_000):
+            await fleet.redis("XADD", kept, "*", "from", "x", "message", words)
+        with await here.subscribe_late("a", last=9) as late:
+            here.publish("a", 2)
+            assert await received(late, 2) == [1, 2]
+
+
+async def test_what_nobody_can_read_keeps_nothing_from_coming(fleet: Fleet) -> None:
+    """However deep it is."""
+    async with fleet.pubsub() as pubsub:
+        with pubsub.subscribe("a") as subscription:
+            for words in ("[" * 100_000, "7}"):
+                await fleet.redis("PUBLISH", f"{fleet.prefix}:topic:a", 'x - {"topic":"a","message":' + words)
+            assert await received(subscription, 1) == [7]
+
+
+async def test_a_connection_that_is_dead_is_noticed(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by those who only listen, when nothing says that it is."""
+    monkeypatch.setattr("alloy_trio.fleet._redis.QUIET", 0.5)
+    monkeypatch.setattr("alloy_trio.fleet._redis.TIMEOUT", 0.5)
+    is_dead = False
+
+    async def relay(one: trio.abc.Stream, other: trio.abc.Stream) -> None:
+        dies = not is_dead
+        async for data in one:
+            if not (dies and is_dead):
+                await other.send_all(data)
+
+    async def serve(near: trio.SocketStream) -> None:
+        far = await trio.open_unix_socket(fleet.url.removeprefix("unix://"))
+        async with far, trio.open_nursery() as nursery:
+            nursery.start_soon(relay, near, far)
+            await relay(far, near)
+            nursery.cancel_scope.cancel()
+
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    with trio.fail_after(20):
+        await listener.bind(str(tmp_path / "relay"))
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listener)])
+            async with RedisPubSub(f"unix://{tmp_path}/relay", prefix=fleet.prefix) as deaf, fleet.pubsub() as other:
+                with deaf.subscribe("a") as subscription:
+                    other.publish("a", 1)
+                    assert await received(subscription, 1) == [1]
+                    is_dead = True
+                    while not subscription.statistics().buffered:
+                        other.publish("a", 2)
+                        await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_is_under_way_is_waited_for(fleet: Fleet) -> None:
+    """As what has not been sent yet is, when it is left."""
+    async with fleet.pubsub() as there:
+        with there.subscribe("a") as far:
+            async with fleet.pubsub() as here:
+                here.publish("a", 1)
+                await received(far, 1)
+                await fleet.redis("CLIENT", "PAUSE", "500", "WRITE")
+                here.publish("a", 2)
+                await trio.sleep(0.1)
+            assert await received(far, 1) == [2]

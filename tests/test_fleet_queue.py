@@ -359,6 +359,9 @@ async def test_nothing_stays_but_answers(fleet: Fleet) -> None:
         {"request_id": "\ud800"},
         {"order": ""},
         {"session_id": ""},
+        {"session_id": "", "order": "x"},
+        {"session_id": 5, "order": "x"},
+        {"session_id": "a\nb", "order": "x"},
     ],
     ids=repr,
 )
@@ -370,7 +373,9 @@ async def test_what_cannot_be_is_refused(options: dict[str, Any], fleet: Fleet) 
 
 
 @pytest.mark.parametrize(
-    "options", [{"concurrency": 0}, {"visibility": 0}, {"agents": {}}, {"agents": {"a": 5}}], ids=repr
+    "options",
+    [{"concurrency": 0}, {"visibility": 0}, {"agents": {}}, {"agents": {"a": 5}}, {"agents": ["a"]}],
+    ids=repr,
 )
 def test_a_worker_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):

@@ -194,3 +194,48 @@ async def test_a_store_that_is_not_open_says_so(fleet: Fleet) -> None:
             store.lease("s", seconds=0)
     with pytest.raises(InvalidOption, match="prefix="):
         RedisStore(prefix="a b")
+
+
+async def test_who_gives_up_waiting_for_a_lease_leaves_none(fleet: Fleet) -> None:
+    """Though Redis may give it to them after all."""
+    async with fleet.store() as store, fleet.store() as other:
+        with trio.fail_after(10):
+            async with store.lease("another"):
+                pass
+            await fleet.redis("CLIENT", "PAUSE", "500", "WRITE")
+            with trio.move_on_after(0.2) as waited:
+                async with store.lease("s"):
+                    pass
+            assert waited.cancelled_caught
+            async with other.lease("s"):
+                pass
+
+
+@pytest.mark.parametrize("value", ["", "nonsense", "99", b"\xff", b"1:\xff"])
+async def test_records_of_somebody_else_s_are_an_error_of_ours(value: str | bytes, fleet: Fleet) -> None:
+    async with fleet.store() as store:
+        await store.append("s", numbered("a"))
+        (log,) = [key for key in await fleet.keys() if ":log:" in key]
+        await fleet.redis("HSET", log, "1", value)
+        for write in (store.append, store.rewrite):
+            with pytest.raises(StoreError):
+                await write("s", numbered("a"))
+        with pytest.raises(StoreError, match="cannot be read"):
+            await store.load("s")
+        await fleet.redis("RENAME", log, log.encode() + b"\xff")
+        assert await store.sessions() == ["s\ufffd"]
+
+
+async def test_a_redis_that_is_away_as_a_run_is_saved_fails_no_run(tmp_path: Path) -> None:
+    """The worker waits for it, as long as the request is its own."""
+    with redis_server(tmp_path, aof=True) as server, trio.fail_after(20):
+        fleet = Fleet(server.url)
+        async with fleet.queue() as queue, fleet.working(fleet.worker(visibility=20.0, patience=0.3)):
+            request = await queue.submit("echo", "wait", session_id="s")
+            await fleet.echo.is_waiting.wait()
+            await trio.to_thread.run_sync(server.stop)
+            fleet.echo.go_on.set()
+            await trio.sleep(1.0)
+            await trio.to_thread.run_sync(server.start)
+            assert (await request.result()).text == "1: wait"
+            assert (await queue.chat("echo", "again", session_id="s")).text == "2: again"

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
-from .._errors import InvalidOption
+from .._errors import AlloyError, InvalidOption
 from .._util import without_surrogates
 from ..providers._secret import without_users
 
 PREFIX: Final = "alloy"
 URL: Final = "redis://localhost:6379"
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AlloyError,
+    msgspec.DecodeError,
+    RecursionError,
+)
+"""What data of somebody else's may raise when it is read."""
 _LONGEST: Final = 1000  # letters of an id
 _FOREVER: Final = 1e9  # seconds
 
@@ -34,10 +44,13 @@ def address(url: Any) -> Address:
     try:
         parts = urlsplit(url)
         is_one = parts.scheme in {"redis", "rediss", "unix"} and (parts.port or 1) > 0
+        is_seen = not {"username", "password"}.isdisjoint(parse_qs(parts.query))
     except (ValueError, TypeError, AttributeError):
-        is_one = False
+        is_one = is_seen = False
     if not is_one or not isinstance(url, str):
         raise InvalidOption("the address of Redis has to be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
+    if is_seen:  # no repr would hide it there
+        raise InvalidOption("a password stands before the host of Redis: redis://:PASSWORD@HOST, letters like / as %2F")
     return Address(url)
 
 

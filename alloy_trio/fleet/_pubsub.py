@@ -20,18 +20,19 @@ from weakref import WeakKeyDictionary
 import msgspec
 import trio
 
-from .._errors import AlloyError, InvalidOption
+from .._errors import InvalidOption
 from .._far import error_from_json, published_from_json, published_to_json
 from .._result import Result
 from .._util import new_id
 from ..pubsub._pubsub import PubSub
 from ..pubsub._topics import split_topic
 from ._errors import MORE, RedisUnavailable, unknown
-from ._names import PREFIX, URL, address, check_count, check_prefix, check_seconds, encode
+from ._names import PREFIX, UNREADABLE, URL, address, check_count, check_prefix, check_seconds, encode
 from ._redis import Link, beside, hear, open_link
 from ._scripts import KEPT, PUBLISH
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from .._util import JSONObject
@@ -90,7 +91,9 @@ class RedisPubSub(PubSub):
         self._name = new_id()
         self._outbox: deque[tuple[str, Any]] = deque()
         self._is_filled = trio.Event()
-        self._catching_up: list[tuple[str, list[tuple[str, Any]]]] = []  # topics, and what is heard of them meanwhile
+        self._sending = trio.Lock()
+        # Topics, and what is heard of them meanwhile.
+        self._catching_up: list[tuple[str, list[tuple[tuple[int, int], Any]]]] = []
         # What came from the stream.
         self._newest: WeakKeyDictionary[Subscription, tuple[int, int]] = WeakKeyDictionary()
         self._link: Link | None = None
@@ -139,22 +142,22 @@ class RedisPubSub(PubSub):
         """
         split_topic(topic)
         check_count("last", last)
-        heard: list[tuple[str, Any]] = []
+        heard: list[tuple[tuple[int, int], Any]] = []
         catching_up = (topic, heard)
         self._catching_up.append(catching_up)
         try:
             said: list[bytes] = await self._open_link().run(KEPT, self._prefix, topic, last)
         finally:
             self._catching_up = [each for each in self._catching_up if each is not catching_up]
-        kept = [
-            (entry.decode(), _message(msgspec.json.decode(data)))
-            for entry, data in zip(said[::2], said[1::2], strict=True)
-        ]
-        newest = _number(kept[-1][0]) if kept else (0, 0)
+        newest = _number(said[-2].decode()) if said else (0, 0)
         subscription = self.subscribe(topic, buffer=buffer, policy=policy)
         self._newest[subscription] = newest
-        for _, message in [*kept, *(each for each in heard if _number(each[0]) > newest)]:
-            subscription.put((topic, message))
+        for data in said[1::2]:
+            with _left_out():
+                subscription.put((topic, _message(msgspec.json.decode(data))))
+        for number, message in heard:
+            if number > newest:
+                subscription.put((topic, message))
         return subscription
 
     def _open_link(self) -> Link:
@@ -178,18 +181,21 @@ class RedisPubSub(PubSub):
             self._is_filled = trio.Event()
 
     async def _send_all(self) -> None:
-        link = self._open_link()
-        while self._outbox:
-            topic, message = self._outbox.popleft()
-            try:
-                data = encode(published_to_json(topic, message))
-                await link.run(PUBLISH, self._prefix, topic, self._name, data, self._keep, round(self._keep_seconds))
-            except RedisUnavailable as error:
-                self.unsent += 1
-                logger.warning("what was published on %s was not sent: %s", topic, error)
-            except Exception:
-                self.unsent += 1
-                logger.exception("what was published on %s cannot be sent", topic)
+        async with self._sending:  # so that the last words wait for the one that is under way
+            while self._outbox:
+                await self._send_one(*self._outbox.popleft())
+
+    async def _send_one(self, topic: str, message: Any) -> None:
+        try:
+            data = encode(published_to_json(topic, message))
+            more = self._keep, round(self._keep_seconds)
+            await self._open_link().run(PUBLISH, self._prefix, topic, self._name, data, *more)
+        except RedisUnavailable as error:
+            self.unsent += 1
+            logger.warning("what was published on %s was not sent: %s", topic, error)
+        except Exception:
+            self.unsent += 1
+            logger.exception("what was published on %s cannot be sent", topic)
 
     # From others
 
@@ -205,13 +211,11 @@ class RedisPubSub(PubSub):
                 each.put((topic, message))
         for late, heard in self._catching_up:
             if late == topic and number is not None:
-                heard.append((entry.decode(), message))
+                heard.append((number, message))
 
     def _take(self, data: bytes) -> None:
-        try:
+        with _left_out():
             self._hear(data)
-        except (ValueError, TypeError, LookupError, AttributeError, AlloyError, msgspec.DecodeError):
-            logger.warning("something was published that cannot be read, and is left out")
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:
@@ -244,6 +248,14 @@ class RedisPubSub(PubSub):
                 await opened.__aexit__(kind, error, traceback)
             finally:
                 self._link = None
+
+
+@contextlib.contextmanager
+def _left_out() -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE:
+        logger.warning("something was published that cannot be read, and is left out")
 
 
 def _message(parsed: JSONObject) -> Any:

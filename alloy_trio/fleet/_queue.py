@@ -116,8 +116,9 @@ class RedisQueue:
         base = base_key(self._prefix, agent)
         request_id = new_id() if request_id is None else check_id("request_id", request_id)
         line = "" if order is None else "o " + check_id("order", order)
-        if session_id is not None and order is None:
-            line = "s " + check_id("session_id", session_id)
+        if session_id is not None:
+            check_id("session_id", session_id)
+            line = line or f"s {session_id}"
         body = encode({"prompt": prompt_to_json(prompt), "session_id": session_id})
         asked = (body, digest(line.encode() + b"\n" + body), line)
         request = self._open.get((base, request_id)) or QueuedRequest(self, agent, request_id, asked)
@@ -200,14 +201,15 @@ class RedisQueue:
     async def _send(self, base: str, request: QueuedRequest) -> None:
         """Submit, for the first time or again. Raises QueueFull, InvalidOption, RedisUnavailable."""
         assert request._asked is not None  # noqa: SLF001
-        was_open = (base, request.request_id) in self._open
         self._open[base, request.request_id] = request  # before, so that the answer finds it
         self._listen_to(base)
-        said = "refused"
+        request._senders += 1  # noqa: SLF001
         try:
             said = await self._submit(base, request)
+            request._is_sent |= said not in {"full", "other"}  # noqa: SLF001
         finally:
-            if said in {"refused", "full", "other"} and not was_open:
+            request._senders -= 1  # noqa: SLF001
+            if not request._is_sent and not request._senders:  # noqa: SLF001
                 self._open.pop((base, request.request_id), None)
         if said == "full":
             raise QueueFull(
@@ -215,7 +217,6 @@ class RedisQueue:
             )
         if said == "other":
             raise _used(request.request_id)
-        request._is_sent = True  # noqa: SLF001
         if said not in {"queued", "waiting", "running"}:
             await self._look(base, [request.request_id])
 
@@ -290,16 +291,21 @@ class RedisQueue:
             some = [each for each in wanted[:_AT_ONCE] if (base, each) in self._open]
             were_sent = {each for each in some if self._open[base, each]._is_sent}  # noqa: SLF001
             said: list[Any] = await self._link.run(FETCH, base, *some)
-            found = list(zip(some, said[::2], said[1::2], strict=True))
-            wanted[:_AT_ONCE] = [request_id for request_id, state, _ in found if state == b"later"]
-            for request_id, state, answer in found:
-                await self._found(base, request_id, answer, is_gone=not state and request_id in were_sent)
+            found = list(zip(some, said[::3], said[1::3], said[2::3], strict=True))
+            wanted[:_AT_ONCE] = [request_id for request_id, state, _, _ in found if state == b"later"]
+            for request_id, state, *rest in found:
+                await self._found(base, request_id, *rest, is_gone=not state and request_id in were_sent)
 
-    async def _found(self, base: str, request_id: str, answer: bytes, *, is_gone: bool) -> None:
+    async def _found(self, base: str, request_id: str, answer: bytes, what: bytes, *, is_gone: bool) -> None:
         request = self._open.get((base, request_id))
         if request is None:
             return
-        if answer:
+        is_ours = request._asked is None or what in {b"", request._asked[1].encode()}  # noqa: SLF001
+        if not is_ours and request._is_sent:  # noqa: SLF001
+            error = UnknownRequest(f"the answer to {request_id!r:.100} is not kept any more: its id was used again")
+            del self._open[base, request_id]
+            request._tell(error)  # noqa: SLF001
+        elif answer and is_ours:
             del self._open[base, request_id]
             request._tell(answer)  # noqa: SLF001
         elif is_gone and request._asked is not None:  # noqa: SLF001
@@ -331,7 +337,7 @@ async def open_queue(
         prefix: What all keys begin with; workers have the same.
         max_pending: How many requests to an agent may be open.
         keep: Seconds for which an answer is kept, and its id known.
-        patience: Seconds after which a Redis that cannot be used is an error.
+        patience: Seconds after which a Redis that cannot be used is an error; after 5 at least, where it just does not answer.
 
     Raises:
         InvalidOption: Something about the arguments, coredis is not installed, or Redis may throw away what is queued.

@@ -33,6 +33,7 @@ Entries = list[tuple[str, str, str]]
 """What was read of streams: key, entry, and the id in it."""
 
 TIMEOUT: Final = 5.0  # seconds until a client that does not answer is taken for stuck
+QUIET: Final = 5.0  # seconds in which nothing is heard, until Redis is asked whether it is still there
 _SLOWEST: Final = 1e6  # bytes a second that a network carries at least
 _NOT_NOW: Final = (
     "OOM",
@@ -106,11 +107,13 @@ class _Client:
             self._stuck.set()
 
 
-def _make(url: str) -> Redis[bytes]:
+def _make(url: str, **more: Any) -> Redis[bytes]:
     import coredis  # noqa: PLC0415 - it takes half a second
     from coredis.retry import NoRetryPolicy  # noqa: PLC0415 - as above
 
-    return coredis.Redis.from_url(url, retry_policy=NoRetryPolicy(), connect_timeout=TIMEOUT, verify_version=False)
+    return coredis.Redis.from_url(
+        url, decode_components=True, retry_policy=NoRetryPolicy(), connect_timeout=TIMEOUT, verify_version=False, **more
+    )
 
 
 def _judge(error: Exception) -> Exception:
@@ -152,6 +155,7 @@ class Link:
         self._commands = _Client(url)
         self._reads = _Client(url)
         self.patience = patience
+        self.is_closed = False
 
     async def keep(self) -> None:
         """Keep the clients alive, until cancelled."""
@@ -174,12 +178,12 @@ class Link:
         return await self._patiently(self._commands, ask, TIMEOUT + size / _SLOWEST, patience)
 
     async def read_group(self, keys: Sequence[str], group: str, name: str, count: int, block: float) -> Entries:
-        """Take entries that nobody has, waiting for `block` seconds; 0 for those that are ours already."""
-        since = ">" if block else "0"
-        wait = int(block * 1000) if block else None
+        """Take entries that nobody has, waiting for `block` seconds."""
         got = await self._patiently(
             self._reads,
-            lambda client: client.xreadgroup(group, name, dict.fromkeys(keys, since), count=count, block=wait),
+            lambda client: client.xreadgroup(
+                group, name, dict.fromkeys(keys, ">"), count=count, block=int(block * 1000)
+            ),
             block + TIMEOUT,
         )
         return _entries(got)
@@ -205,6 +209,8 @@ class Link:
         patience = self.patience if patience is None else patience
         until, pause = trio.current_time() + patience, 0.05
         while True:
+            if self.is_closed:
+                raise RedisUnavailable("it was left, and reaches Redis no more: open another one")
             try:
                 return await client.ask(what, seconds)
             except _NotNow as error:
@@ -218,13 +224,15 @@ async def hear(url: str, pattern: str, take: Callable[[bytes], None], up: trio.E
     """
     Hand over what is published on channels that match, until cancelled; `up` is set once it begins.
 
-    Where the connection breaks, what is published until there is another one is not heard.
+    Where the connection breaks, or is dead without saying so, what is published until there is another one is not heard.
     """
     while True:
         try:
             async with (
-                _make(url) as client,
-                client.pubsub(patterns=[pattern], ignore_subscribe_messages=True, retry_policy=None) as heard,
+                _make(url, stream_timeout=TIMEOUT) as client,
+                client.pubsub(
+                    patterns=[pattern], ignore_subscribe_messages=True, retry_policy=None, max_idle_seconds=QUIET
+                ) as heard,
             ):
                 up.set()
                 async for message in heard:
@@ -236,9 +244,14 @@ async def hear(url: str, pattern: str, take: Callable[[bytes], None], up: trio.E
         await trio.sleep(0.2)
 
 
+def text(data: bytes) -> str:
+    """Return text: also of what somebody else has written."""
+    return data.decode(errors="replace")
+
+
 def _entries(got: Any) -> Entries:
     return [
-        (key.decode(), entry.identifier.decode(), (entry.field_values.get(b"id") or b"").decode())
+        (key.decode(), entry.identifier.decode(), text(entry.field_values.get(b"id") or b""))
         for key, entries in (got or {}).items()
         for entry in entries
         if entry.field_values is not None
@@ -271,7 +284,10 @@ async def open_link(url: str, patience: float) -> AsyncIterator[Link]:
     link = Link(url, patience)
     async with beside(link.keep):
         await _check(link)
-        yield link
+        try:
+            yield link
+        finally:
+            link.is_closed = True
 
 
 async def _check(link: Link) -> None:

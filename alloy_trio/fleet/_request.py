@@ -9,7 +9,8 @@ import trio
 
 from .._errors import AlloyError, RequestCancelled, UnknownRequest
 from .._far import error_from_json, result_from_json
-from ._errors import MORE, RedisUnavailable, unknown
+from ._errors import MORE, RedisUnavailable, WorkerError, unknown
+from ._names import UNREADABLE
 
 if TYPE_CHECKING:
     from .._result import Result
@@ -31,6 +32,7 @@ class QueuedRequest:
         self._queue = queue
         self._asked = asked  # body, digest, order; None for one that somebody else has submitted
         self._is_sent = False
+        self._senders = 0  # tasks that submit it just now
         self._news = trio.Event()
         self._answer: bytes | None = None
         self._trouble: AlloyError | None = None
@@ -55,10 +57,10 @@ class QueuedRequest:
             await self._news.wait()
             if not self.is_done and self._trouble is not None:
                 raise self._trouble
-        data = msgspec.json.decode(self._answer)
-        if "error" in data:
-            raise error_from_json(data["error"], unknown, MORE)
-        return result_from_json(data["result"], unknown)
+        answer = _read(self._answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def cancel(self) -> bool:
         """
@@ -94,6 +96,18 @@ class QueuedRequest:
 
     def __repr__(self) -> str:
         return f"<QueuedRequest: {self.request_id} to {self.agent}, {'done' if self.is_done else 'open'}>"
+
+
+def _read(answer: bytes) -> Result | Exception:
+    try:
+        data = msgspec.json.decode(answer)
+        if "error" in data:
+            return error_from_json(data["error"], unknown, MORE)
+        return result_from_json(data["result"], unknown)
+    except UNREADABLE as error:
+        return WorkerError(
+            f"the answer cannot be read: is the worker of another version? {error!r:.200}", kind=type(error).__name__
+        )
 
 
 def left() -> RedisUnavailable:

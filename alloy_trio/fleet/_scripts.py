@@ -27,7 +27,8 @@ them together.
 Invariants: a request has one answer, which never changes (`settle` is called in states that are not over, and makes them over).
 It is answered, taken out of the queue and told in one step. Who answers has the current fence. One of a line is in the queue.
 
-In a full Redis (`maxmemory`) the first command that needs room refuses the script, before it has changed anything.
+In a full Redis (`maxmemory`) the first command that needs room refuses the script, before it has changed anything; where one was
+before that needs none and writes, nothing is refused.
 """
 
 from __future__ import annotations
@@ -60,20 +61,21 @@ local function push(id)
     redis.call('HSET', of(id), 'state', 'queued')
     redis.call('HSET', of(id), 'entry', redis.call('XADD', queue, '*', 'id', id))
 end
-local function step_up(id, order)
-    if not order or order == '' then return end
-    local line = base .. ':line:' .. order
-    local first = redis.call('LINDEX', line, 0)
-    redis.call('LREM', line, 1, id)
-    if first ~= id then return end
+local function advance(line)
     local after = redis.call('LINDEX', line, 0)
     while after do
         local state = get(after, 'state')
         if state == 'waiting' then return push(after) end
         if state and not is_over(state) then return end
         redis.call('LPOP', line)
+        redis.call('ZREM', open, after)
         after = redis.call('LINDEX', line, 0)
     end
+end
+local function step_up(id, order)
+    if not order or order == '' then return end
+    redis.call('LREM', base .. ':line:' .. order, 1, id)
+    advance(base .. ':line:' .. order)
 end
 local function settle(id, state, answer)
     redis.call('HSET', of(id), 'state', state, 'answer', answer)
@@ -121,9 +123,13 @@ redis.call('HSET', of(id), 'state', 'waiting', 'body', body, 'digest', digest, '
     'fence', 0, 'tries', 0)
 redis.call('ZADD', open, redis.call('TIME')[1], id)
 redis.call('HINCRBY', count, 'submitted', 1)
-if order ~= '' and redis.call('RPUSH', base .. ':line:' .. order, id) > 1 then return 'waiting' end
-push(id)
-return 'queued'
+if order == '' then
+    push(id)
+else
+    redis.call('RPUSH', base .. ':line:' .. order, id)
+    advance(base .. ':line:' .. order)
+end
+return get(id, 'state')
 """)
 
 # worker, nonce, max_tries, answer to a poisoned one, answer to a cancelled one, then entry and id of each → {id, fence, body}
@@ -133,24 +139,25 @@ local begun = {}
 for at = 6, #ARGV, 2 do
     local entry, id = ARGV[at], ARGV[at + 1]
     local got = redis.call('HMGET', of(id), 'state', 'entry', 'fence', 'owner', 'nonce', 'tries', 'cancel', 'body')
-    local state, tries = got[1], tonumber(got[6])
+    local state, tries, body = got[1], tonumber(got[6]) or 0, got[8] or ''
     local is_mine = #redis.call('XPENDING', queue, group, entry, entry, 1, worker) == 1
     if not state or is_over(state) or got[2] ~= entry then
         leave(id, entry)
         if not state then redis.call('ZREM', open, id) end
     elseif is_mine then
         if state == 'running' and got[4] == worker and got[5] == nonce then
-            table.insert(begun, {id, tonumber(got[3]), got[8]})
+            table.insert(begun, {id, tonumber(got[3]), body})
         elseif got[7] == '1' then
             settle(id, 'cancelled', cancelled)
         elseif tries >= tonumber(most) then
-            redis.call('XADD', base .. ':dead', 'MAXLEN', '~', 1000, '*', 'id', id, 'body', got[8], 'tries', tries)
+            redis.call('XADD', base .. ':dead', 'MAXLEN', '~', 1000, '*', 'id', id, 'body', body, 'tries', tries)
             settle(id, 'dead', poisoned)
         else
-            redis.call('HSET', of(id), 'state', 'running', 'owner', worker, 'nonce', nonce, 'fence', got[3] + 1,
-                'tries', tries + 1)
+            local fence = redis.call('HINCRBY', of(id), 'fence', 1)
+            redis.call('HSET', of(id), 'state', 'running', 'owner', worker, 'nonce', nonce, 'tries', tries + 1)
+            redis.call('XCLAIM', queue, group, worker, 0, entry, 'JUSTID')
             if tries > 0 then redis.call('HINCRBY', count, 'repeated', 1) end
-            table.insert(begun, {id, got[3] + 1, got[8]})
+            table.insert(begun, {id, fence, body})
         end
     end
 end
@@ -163,39 +170,46 @@ local id, fence, state, answer, channel, head = unpack(ARGV)
 local got = redis.call('HMGET', of(id), 'state', 'fence')
 if not got[1] then return 'gone' end
 if got[2] ~= fence then return 'late' end
-if is_over(got[1]) then return 'stored' end
+if got[1] == state then return 'stored' end
 if got[1] ~= 'running' then return 'late' end
 settle(id, state, answer)
-if channel ~= '' then redis.call('PUBLISH', channel, head .. string.sub(answer, 2)) end
+redis.call('PUBLISH', channel, head .. string.sub(answer, 2))
 return 'stored'
 """)
 
-# id, fence, answer to a cancelled one → "queued" for another worker, "cancelled" or "late"
+# id, fence, answer to a cancelled one, "1" if the worker dies of it → "queued" for another one, "cancelled" or "late"
 RELEASE: Final = _script("""
-local id, fence, cancelled = unpack(ARGV)
+local id, fence, cancelled, is_deadly = unpack(ARGV)
 local got = redis.call('HMGET', of(id), 'state', 'fence', 'entry', 'tries', 'cancel')
 if got[1] ~= 'running' or got[2] ~= fence then return 'late' end
 if got[5] == '1' then
     settle(id, 'cancelled', cancelled)
     return 'cancelled'
 end
-redis.call('HSET', of(id), 'tries', math.max(0, got[4] - 1))
+if is_deadly ~= '1' then redis.call('HSET', of(id), 'tries', math.max(0, got[4] - 1)) end
 leave(id, got[3])
 push(id)
 return 'queued'
 """)
 
-# worker: it ends, and runs nothing any more; what it was handed meanwhile is for others
+# worker, then ids: it takes nothing more, and runs these only; what else it was handed, or has begun and does not know, is
+# for others. Without ids it ends.
 LEAVE: Final = _script("""
-local worker = ARGV[1]
+local worker, keeps = ARGV[1], {}
+for at = 2, #ARGV do keeps[ARGV[at]] = true end
 for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, worker)) do
     local entry = each[1]
     local found = redis.call('XRANGE', queue, entry, entry)[1]
     local id = found and found[2][2]
-    leave(id, entry)
-    if id and get(id, 'entry') == entry then push(id) end
+    if not id or not keeps[id] then
+        leave(id, entry)
+        if id and get(id, 'entry') == entry then
+            if get(id, 'state') == 'running' then redis.call('HINCRBY', of(id), 'tries', -1) end
+            push(id)
+        end
+    end
 end
-redis.call('XGROUP', 'DELCONSUMER', queue, group, worker)
+if #ARGV == 1 then redis.call('XGROUP', 'DELCONSUMER', queue, group, worker) end
 return 0
 """)
 
@@ -246,6 +260,7 @@ local state = got[1]
 if not state then return 'unknown' end
 if is_over(state) then return 'over' end
 if state ~= 'running' then
+    redis.call('ZREM', open, id)  -- needs no room, so what follows is not refused either: a cancel is what makes room
     settle(id, 'cancelled', answer)
     return 'cancelled'
 end
@@ -264,7 +279,7 @@ add_who(id, who)
 return 1
 """)
 
-# ids → state and answer of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
+# ids → state, answer and digest of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
 # answers is "later": ask again for it.
 FETCH: Final = _script("""
 local said, size = {}, 0
@@ -277,6 +292,7 @@ for _, id in ipairs(ARGV) do
     end
     table.insert(said, state)
     table.insert(said, answer)
+    table.insert(said, get(id, 'digest') or '')
 end
 return said
 """)

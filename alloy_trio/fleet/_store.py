@@ -24,11 +24,11 @@ from .._util import digest, new_id
 from ..sessions._rows import Row, check_id, check_rewrite, to_append, to_record, to_rows
 from ._errors import LeaseLost
 from ._names import PREFIX, URL, address, check_prefix, check_seconds
-from ._redis import Link, open_link
+from ._redis import Link, open_link, text
 from ._scripts import LEASE, LOAD, PEEK, UNLEASE, WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -43,9 +43,10 @@ logger = logging.getLogger("alloy_trio.fleet")
 class _Sessions:
     """What a store does, with or without a lease."""
 
-    def __init__(self, prefix: str, token: str = "") -> None:
+    def __init__(self, prefix: str, token: str = "", waits: float | None = None) -> None:
         self._prefix = prefix
         self._token = token
+        self._waits = waits  # seconds of patience, if they are not those of the link
         self._link: Link | None = None
         self._turns: dict[str, trio.Lock] = {}  # those that somebody has, or waits for
 
@@ -54,10 +55,8 @@ class _Sessions:
         check_id(session_id)
         async with self._turn(session_id):
             said: list[bytes] = await self._run(LOAD, session_id)
-        try:
+        with _readable(session_id):
             records = [to_record(_row(int(seq), value)) for seq, value in zip(said[::2], said[1::2], strict=True)]
-        except ValueError as error:
-            raise StoreError(f"session {session_id!r} cannot be read: {error}; nothing is changed") from error
         return sorted(records, key=lambda record: record.seq)
 
     async def append(self, session_id: str, records: Sequence[Record]) -> None:
@@ -90,7 +89,7 @@ class _Sessions:
             if not cursor:
                 break
         skip = len(start) + len(digest(b"")) + len("}:log:")
-        return sorted(key[skip:].decode() for key in found)
+        return sorted(text(key[skip:]) for key in found)
 
     async def delete(self, session_id: str) -> None:
         """Forget a session. Raises as `append`."""
@@ -104,12 +103,13 @@ class _Sessions:
             def find(seq: int, stored: dict[int, bytes] = stored) -> Row | None:
                 return _row(seq, stored[seq]) if seq in stored else None
 
-            if verb == "append":
-                rows = to_append(session_id, rows, int(last), find)
-                if not rows:
-                    return
-            else:
-                check_rewrite(session_id, rows, int(last), find)
+            with _readable(session_id):
+                if verb == "append":
+                    rows = to_append(session_id, rows, int(last), find)
+                    if not rows:
+                        return
+                else:
+                    check_rewrite(session_id, rows, int(last), find)
             args = [each for row in rows for each in (row.seq, _value(row))]
             said = await self._run(WRITE, session_id, self._token, version, new_id(), verb, *args)
             if said == b"ok":
@@ -132,7 +132,7 @@ class _Sessions:
 
     async def _run(self, script: Script, session_id: str, *args: str | int | bytes) -> Any:
         tag = f"{self._prefix}:s:{{{digest(session_id.encode())}}}:"
-        return await self._try(lambda link: link.run(script, tag, session_id, *args))
+        return await self._try(lambda link: link.run(script, tag, session_id, *args, patience=self._waits))
 
     async def _try(self, what: Any) -> Any:
         if self._link is None:
@@ -155,8 +155,8 @@ class SessionLease(_Sessions):
         session_id: The session.
     """
 
-    def __init__(self, prefix: str, link: Link, session_id: str) -> None:
-        super().__init__(prefix, new_id())
+    def __init__(self, prefix: str, link: Link, session_id: str, waits: float | None) -> None:
+        super().__init__(prefix, new_id(), waits)
         self._link = link
         self.session_id: str = session_id
 
@@ -171,13 +171,13 @@ class SessionLease(_Sessions):
     @contextlib.asynccontextmanager
     async def _hold(self, seconds: float) -> AsyncIterator[Self]:
         """Wait for the lease, and have it while the body runs. Raises LeaseLost, StoreError."""
-        while True:
-            began = trio.current_time()
-            wait = await self._take(seconds)
-            if not wait:
-                break
-            await trio.sleep(min(wait / 1000 + 0.01, 0.5))
         try:
+            while True:
+                began = trio.current_time()
+                wait = await self._take(seconds)
+                if not wait:
+                    break
+                await trio.sleep(min(wait / 1000 + 0.01, 0.5))
             with trio.CancelScope(deadline=began + seconds) as scope:
                 async with Background(lambda: self._renew(scope, seconds)):
                     yield self
@@ -226,10 +226,10 @@ class RedisStore(_Sessions):
         self._opened: AbstractAsyncContextManager[Link] | None = None
 
     @classmethod
-    def _over(cls, link: Link, prefix: str) -> Self:
+    def _over(cls, link: Link, prefix: str, waits: float) -> Self:
         """Make one of a way to Redis that is open, and stays so."""
         store = cls(prefix=prefix)
-        store._link = link
+        store._link, store._waits = link, waits
         return store
 
     def lease(self, session_id: str, *, seconds: float = 30.0) -> AbstractAsyncContextManager[SessionLease]:
@@ -251,7 +251,8 @@ class RedisStore(_Sessions):
         check_id(session_id)
         if self._link is None:
             raise StoreError("this store is not open: async with RedisStore(…) as store")
-        return SessionLease(self._prefix, self._link, session_id)._hold(check_seconds("seconds", seconds, 0.1))  # noqa: SLF001 - ours
+        lease = SessionLease(self._prefix, self._link, session_id, self._waits)
+        return lease._hold(check_seconds("seconds", seconds, 0.1))  # noqa: SLF001 - ours
 
     async def __aenter__(self) -> Self:
         if self._opened is not None:
@@ -272,6 +273,14 @@ class RedisStore(_Sessions):
         opened, self._opened, self._link = self._opened, None, None
         assert opened is not None
         await opened.__aexit__(kind, error, traceback)
+
+
+@contextlib.contextmanager
+def _readable(session_id: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StoreError(f"session {session_id!r} cannot be read: {error}; nothing is changed") from error
 
 
 def _value(row: Row) -> bytes:

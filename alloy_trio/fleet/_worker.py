@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -28,13 +30,11 @@ from .._requests import AgentRequest
 from .._util import new_id, single
 from ._errors import LeaseLost, RedisUnavailable, RequestPoisoned
 from ._names import PREFIX, URL, address, base_key, check_count, check_prefix, check_seconds, encode
-from ._redis import NoGroup, open_link
+from ._redis import NoGroup, open_link, text
 from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
 from ._store import RedisStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from .._agent import Agent
     from .._messages import Message
     from .._result import Result
@@ -123,7 +123,11 @@ class Worker:
         Raises:
             InvalidOption: Something about the arguments.
         """
-        if not agents or not all(isinstance(each, AgentConfig) for each in agents.values()):
+        if (
+            not isinstance(agents, Mapping)
+            or not agents
+            or not all(isinstance(each, AgentConfig) for each in agents.values())
+        ):
             raise InvalidOption("a worker needs agents to host: agents={'name': AgentConfig(provider=…)}")
         self.name: str = new_id()
         self._url = address(url)
@@ -137,27 +141,34 @@ class Worker:
         self._limit = trio.CapacityLimiter(concurrency)
         self._room = trio.lowlevel.ParkingLot()
         self._taking = trio.CancelScope()
+        self._is_serving = False
         self._answered = self._lost = self._released = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
         """
         Take requests, until `stop` or a cancel. What runs when it is cancelled is given back, for another worker.
 
-        A Redis that goes away later is waited for.
+        A Redis that goes away later is waited for. When it has ended, it may be called again.
 
         Raises:
-            InvalidOption: coredis is not installed, or Redis may throw away what is queued.
+            InvalidOption: coredis is not installed, Redis may throw away what is queued, or it is called twice at once.
             RedisUnavailable: Redis cannot be reached.
         """
+        if self._is_serving:
+            raise InvalidOption("this worker serves already: make another one")
+        self._is_serving = True
         try:
             await self._serve(task_status)
         except ExceptionGroup as group:
             raise single(group) from group.__cause__
+        finally:
+            self._is_serving, self._taking = False, trio.CancelScope()
 
     async def _serve(self, task_status: trio.TaskStatus[Worker]) -> None:
         async with open_link(self._url, self._patience) as link:
             self._link = link
-            self._store = RedisStore._over(link, self._prefix)  # noqa: SLF001 - its own door
+            # Patient as long as what we hold is ours: a Redis that is away for less fails no run.
+            self._store = RedisStore._over(link, self._prefix, self._visibility)  # noqa: SLF001 - its own door
             await self._make_groups()
             try:
                 async with trio.open_nursery() as nursery:
@@ -169,6 +180,8 @@ class Worker:
                             async with trio.open_nursery() as takers:
                                 takers.start_soon(self._take, runs)
                                 takers.start_soon(self._claim, runs)
+                        with trio.move_on_after(_GRACE):
+                            await self._leave()
                     nursery.cancel_scope.cancel()
             finally:
                 with trio.move_on_after(_GRACE, shield=True):
@@ -223,14 +236,20 @@ class Worker:
         while True:
             await trio.sleep(self._visibility / 2)
             for base in self._agents:
-                room = await self._wait_for_room()
                 try:
-                    found = await self._link.run(CLAIM, base, self.name, round(self._visibility * 1000), room)
-                    await self._begin(base, [each.decode() for each in found], runs)
+                    while await self._claim_some(base, runs):
+                        pass
                 except NoGroup:
                     await self._patiently_make_groups()
                 except RedisUnavailable as error:
                     logger.warning("worker %s takes nothing over: %s", self.name, error)
+
+    async def _claim_some(self, base: str, runs: trio.Nursery) -> bool:
+        """Take over as much as there is room for. Returns whether there may be more."""
+        room = await self._wait_for_room()
+        found = await self._link.run(CLAIM, base, self.name, round(self._visibility * 1000), room)
+        await self._begin(base, [text(each) for each in found], runs)
+        return len(found) >= 2 * room  # entries, each with its id
 
     async def _begin(self, base: str, some: list[str], runs: trio.Nursery) -> None:
         """Begin requests, given as entry, id, entry, id and so on. Raises RedisUnavailable."""
@@ -249,10 +268,12 @@ class Worker:
                 runs.start_soon(self._perform, job)
 
     async def _leave(self) -> None:
-        """Give back what Redis has handed to a read that was cancelled."""
+        """Give back what Redis has handed to a read, or begun, that was cancelled: all but what runs here."""
         for base in self._agents:
             try:
-                await self._link.run(LEAVE, base, self.name)
+                await self._link.run(
+                    LEAVE, base, self.name, *[job.id for job in self._jobs.values() if job.base == base]
+                )
             except AlloyError as error:
                 logger.warning("worker %s ends, and could not say so: %s", self.name, error)
 
@@ -260,7 +281,7 @@ class Worker:
 
     async def _perform(self, job: _Job) -> None:
         answer: tuple[str, bytes] | None = None
-        is_told = False
+        is_told = is_through = False
         try:
             with job.scope:
                 async with self._limit:
@@ -270,10 +291,16 @@ class Worker:
             if answer is not None:
                 await self._finish(job, answer)
                 is_told = True
+            is_through = True
         finally:
             if not is_told:  # we are cancelled, or what we hold is lost
+                error = None if is_through else sys.exception()
                 with trio.move_on_after(_GRACE, shield=True):
-                    await (self._give_back(job) if answer is None else self._finish(job, answer))
+                    await (self._give_back(job, error) if answer is None else self._finish(job, answer))
+            self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        if self._jobs.get((job.base, job.id)) is job:
             del self._jobs[job.base, job.id]
             self._room.unpark_all()
 
@@ -324,11 +351,12 @@ class Worker:
             self._lost += 1
             logger.warning("the answer to request %s was refused: it is %s", job.id, said.decode())
 
-    async def _give_back(self, job: _Job) -> None:
+    async def _give_back(self, job: _Job, error: BaseException | None) -> None:
+        self._forget(job)  # before: it may be ours again before we hear that it was not any more
         try:
-            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED)
-        except AlloyError as error:
-            logger.warning("request %s is left to the next worker: %s", job.id, error)
+            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED, int(_is_deadly(error)))
+        except AlloyError as trouble:
+            logger.warning("request %s is left to the next worker: %s", job.id, trouble)
         else:
             self._released += said != b"late"
             self._lost += said == b"late"
@@ -373,6 +401,13 @@ class Worker:
             except RedisUnavailable as error:
                 logger.warning("worker %s hears of no cancels: %s", self.name, error)
                 await trio.sleep(_PAUSE)
+
+
+def _is_deadly(error: BaseException | None) -> bool:
+    """Whether it ends a worker by itself: a SystemExit of a tool, and not a cancel of all, or Ctrl-C."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_deadly(each) for each in error.exceptions)
+    return error is not None and not isinstance(error, trio.Cancelled | KeyboardInterrupt)
 
 
 async def _chat(job: _Job, agent: Agent, prompt: str | Message) -> Result:
