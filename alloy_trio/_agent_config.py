@@ -51,7 +51,7 @@ class AgentOptions(RunOptions, _OwnOptions, total=False):
         on_shutdown: Called with the session whenever the agent stops; may be async. What it raises is logged.
         session_store: Where the conversation is written ahead, and read from when the agent starts.
         on_cancel: What becomes of a cancelled request: `keep` what is valid of it, or `rollback` to before it.
-        approval_timeout: Seconds that a person may take to approve a call; None for as long as it takes.
+        approval_timeout: Seconds that a person may take to approve a call, 0 where nobody is there; None for as long as it takes.
     """
 
 
@@ -165,7 +165,7 @@ def _on_cancel(value: Any) -> Literal["keep", "rollback"]:
 
 
 def _seconds(value: Any) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf):
         return value
     raise InvalidOption(f"approval_timeout={value!r:.100} has to be a number of seconds, or None for no limit")
 

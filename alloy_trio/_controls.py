@@ -171,7 +171,10 @@ class Controls:
         finally:
             del self.approvals[call.id]
         if not approval.decided.is_set():
-            return BlockCall(f"nobody approved it within {self.approval_timeout:g} seconds")
+            seconds = self.approval_timeout
+            return BlockCall(
+                f"nobody approved it within {seconds:g} seconds" if seconds else "nobody is there to approve it"
+            )
         return approval.verdict
 
     def approve(self, call_id: str, edited: dict[str, Any] | None) -> None:

@@ -671,7 +671,7 @@ async def test_nobody_waits_for_itself(autojump_clock: object) -> None:
         ({"on_shutdown": 3}, "on_shutdown"),
         ({"session_store": object()}, "session_store"),
         ({"on_cancel": "undo"}, "on_cancel"),
-        ({"approval_timeout": 0}, "approval_timeout"),
+        ({"approval_timeout": -1}, "approval_timeout"),
         ({"max_tokens": 3}, "context_tokens"),
         ({"max_turnz": 3}, "max_turns"),
         ({"session": Session(id="a"), "session_id": "b"}, "session_id"),

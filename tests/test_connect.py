@@ -113,7 +113,7 @@ def test_what_goes_wrong_is_said_in_a_line(
         ("127.0.0.1:7777", "--connect takes ws://HOST:PORT"),
         ("ws://user:secret@127.0.0.1:7777", "the server's token goes into ALLOY_TOKEN"),
         ("redis://", "redis:// stands for what is in $ALLOY_REDIS"),
-        ("redis:/host", "has no host"),
+        ("redis:/host", "has to be redis://HOST:PORT"),
         ("ws://127.0.0.1:1", "cannot connect to ws://127.0.0.1:1: Connection refused; is the server there?"),
     ],
 )

@@ -18,7 +18,8 @@ from fleet_agents import Echo
 from redis_server import RedisServer, needs_redis, redis_server
 
 from alloy_trio import AgentConfig
-from alloy_trio.fleet import RedisStore, Worker, open_queue
+from alloy_trio.events import RunStart
+from alloy_trio.fleet import RedisPubSub, RedisStore, Worker, open_queue
 from alloy_trio.repl._cli import main
 from alloy_trio.repl._reach import reached
 from alloy_trio.repl._show import JSONLines, Output
@@ -68,13 +69,16 @@ class TestWorker:
     async def test_it_runs_the_agents_of_a_module(self, server: RedisServer, tmp_path: Path) -> None:
         """SIGTERM lets it finish what it has; what comes then is for others."""
         (tmp_path / "mine.py").write_text(LOUD)
-        process = start("--module", "mine", cwd=tmp_path, url=server.url)
+        process = start("--module", "mine", "--events", cwd=tmp_path, url=server.url)
         assert process.stderr is not None
         with trio.fail_after(30):
             line = await trio.to_thread.run_sync(process.stderr.readline)
             assert line.endswith("is up: first, second\n")
             async with open_queue(server.url) as queue:
-                assert (await queue.chat("first", "hello")).text == "1: hello"
+                async with RedisPubSub(server.url) as pubsub:
+                    with pubsub.subscribe("agent:*:events") as seen:
+                        assert (await queue.chat("first", "hello")).text == "1: hello"
+                        assert any(isinstance(envelope.event, RunStart) for envelope in await seen.receive())
                 asked = ["--connect", server.url, "--agent", "first", "hello", "there"]
                 done = await trio.run_process(
                     [sys.executable, "-m", "alloy_trio", *asked], capture_stdout=True, capture_stderr=True
@@ -179,7 +183,7 @@ class TestWorker:
         monkeypatch.setattr("alloy_trio.fleet._worker.open_link", lambda url, _: _open_link(url, 0.2))
         assert main(["worker", "--module", "fleet_agents", "--redis", "unix:///nowhere"]) == 1
         said = capsys.readouterr().err
-        assert "error: Redis could not be used for 0.2 seconds" in said
+        assert "could not be used for 0.2 seconds" in said
         assert "(its address: --redis, or $ALLOY_REDIS)" in said
 
     def test_a_signal_ends_the_wait_for_a_redis_that_is_not_there(self, tmp_path: Path) -> None:
@@ -214,8 +218,8 @@ class TestWorker:
             "error: wrong cannot be imported: max_turns=0 has to be a whole number, 1 or more (wrong.py, line 3)",
         ),
         (["--module", "fleet_agents", "--redis", "redis://"], "redis:// stands for what is in $ALLOY_REDIS"),
-        (["--module", "fleet_agents", "--redis", "redis:/host"], "has no host: say redis://HOST:PORT"),
-        (["--module", "fleet_agents", "--redis", "redis://[::1"], "has no host: say redis://HOST:PORT"),
+        (["--module", "fleet_agents", "--redis", "redis:/host"], "has to be redis://HOST:PORT"),
+        (["--module", "fleet_agents", "--redis", "redis://[::1"], "has to be redis://HOST:PORT"),
         (["--module", "twins"], "two agents 'echo'"),
         (["--module", "fleet_agents", "--redis", "redis://:secret@host"], "set $ALLOY_REDIS instead"),
         (["--module", "fleet_agents", "--prefix", "a b"], "prefix='a b'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,28 @@ import trio
 from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
-from alloy_trio import AgentConfig, InvalidOption, Message, QueueFull, RateLimited, RequestCancelled, UnknownRequest
+from alloy_trio import (
+    AgentConfig,
+    BlockCall,
+    EditCall,
+    InvalidOption,
+    Message,
+    Middleware,
+    QueueFull,
+    RateLimited,
+    RequestCancelled,
+    RunState,
+    ToolUse,
+    UnknownRequest,
+    tool,
+)
 from alloy_trio.fleet import (
     RedisUnavailable,
     RequestPoisoned,
     Worker,
     WorkerError,
 )
+from alloy_trio.testing import ScriptedProvider, tool_call
 
 pytestmark = needs_redis
 
@@ -268,9 +284,53 @@ async def test_a_request_that_workers_die_of_is_given_up(fleet: Fleet) -> None:
                 with pytest.raises(RequestPoisoned, match="2 workers"):
                     await request.result()
                 await behind.result()
+                (letter,) = await queue.dead_letters("echo")
+                assert letter.prompt is not None
+                fleet.echo.go_on.set()
+                assert (await queue.chat("echo", letter.prompt)).text == "1: wait"
             assert (await queue.statistics("echo")).dead == 1
-            (entry,) = await fleet.redis("XRANGE", f"{fleet.prefix}:{{echo}}:dead", "-", "+")
-            assert b"bad" in entry[1]
+            assert (letter.request_id, letter.prompt, letter.session_id, letter.tries) == ("bad", "wait", None, 2)
+            assert 0 <= time.time() - letter.ts < 30
+            assert await queue.dead_letters("nobody") == []
+
+
+async def test_dead_letters_are_read_whatever_is_in_them(fleet: Fleet) -> None:
+    dead = f"{fleet.prefix}:{{echo}}:dead"
+    async with fleet.queue() as queue:
+        await fleet.redis("XADD", dead, "*", "id", "a", "body", "no JSON", "tries", "1")
+        body = '{"prompt": "hi", "session_id": "s"}'
+        await fleet.redis("XADD", dead, "*", "id", "b", "body", body, "tries", "3")
+        letters = await queue.dead_letters("echo")
+        assert [(each.request_id, each.prompt, each.session_id) for each in letters] == [
+            ("b", "hi", "s"),
+            ("a", None, None),
+        ]
+        assert await queue.dead_letters("echo", last=1) == letters[:1]
+
+
+async def test_a_call_that_would_wait_for_a_person_is_refused(fleet: Fleet) -> None:
+    """Nobody could be asked: it would keep its place at the worker for ever."""
+    ran = []
+
+    @tool
+    def act() -> str:
+        """Act."""
+        ran.append(1)
+        return "done"
+
+    class Ask(Middleware):
+        async def before_tool_call(self, state: RunState, call: ToolUse) -> BlockCall | EditCall | None:
+            return await state.approval(call)
+
+    config = AgentConfig(
+        provider=ScriptedProvider([tool_call("act", {}), "It was refused."]), tools=[act], middleware=[Ask()]
+    )
+    with trio.fail_after(10):
+        async with fleet.queue() as queue, fleet.working(Worker(fleet.url, {"asker": config}, prefix=fleet.prefix)):
+            result = await queue.chat("asker", "act")
+    assert result.text == "It was refused."
+    assert "nobody is there to approve it" in result.messages[2].tool_results[0].text
+    assert not ran
 
 
 async def test_a_worker_that_is_cancelled_gives_back_what_it_has(fleet: Fleet) -> None:

@@ -167,6 +167,7 @@ FLOORS = {
     "_otel": 6,
     "_otel_names": 6,
     "fleet._errors": 6,
+    "fleet._job": 6,
     "fleet._names": 6,
     "fleet._pubsub": 6,
     "fleet._queue": 6,

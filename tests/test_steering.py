@@ -330,6 +330,12 @@ async def test_a_person_may_be_given_a_time(autojump_clock: object) -> None:
     assert result.messages[2].tool_results[0].text == "Blocked: nobody approved it within 10 seconds"
 
 
+async def test_nobody_may_be_there(autojump_clock: object) -> None:
+    async with asking(approval_timeout=0) as agent:
+        result = await agent.chat("go")
+    assert result.messages[2].tool_results[0].text == "Blocked: nobody is there to approve it"
+
+
 @pytest.mark.parametrize("how", ["cancel", "deadline", "cancel_tool", "turn"])
 async def test_what_ends_the_waiting(how: str, autojump_clock: object) -> None:
     async with asking() as agent:

@@ -15,6 +15,7 @@ from ._pubsub import RedisPubSub as RedisPubSub
 from ._queue import QueueStatistics as QueueStatistics
 from ._queue import RedisQueue as RedisQueue
 from ._queue import open_queue as open_queue
+from ._request import DeadLetter as DeadLetter
 from ._request import QueuedRequest as QueuedRequest
 from ._store import RedisStore as RedisStore
 from ._store import SessionLease as SessionLease
@@ -22,6 +23,7 @@ from ._worker import Worker as Worker
 from ._worker import WorkerStatistics as WorkerStatistics
 
 __all__ = [
+    "DeadLetter",
     "LeaseLost",
     "QueueStatistics",
     "QueuedRequest",

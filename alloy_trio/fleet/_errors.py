@@ -3,7 +3,7 @@ What goes wrong between machines, besides what a run raises.
 
     AlloyError
     ├── RedisUnavailable   Redis refuses, is away, or is full, for longer than we are patient
-    ├── RequestPoisoned    the request was given up: each worker that had it has died
+    ├── RequestPoisoned    the request was given up: each worker that had it has died. It is a dead letter
     ├── WorkerError        an error of a class that is not known here: .kind
     └── StoreError
         └── LeaseLost      somebody else has the session now, or may have it
@@ -19,7 +19,7 @@ class RedisUnavailable(AlloyError):
 
 
 class RequestPoisoned(AlloyError):
-    """The request was given up: `max_tries` workers have begun it, and none has come to its end. It is among the dead letters."""
+    """The request was given up: `max_tries` workers have begun it, and none has come to its end. It is among `RedisQueue.dead_letters`."""
 
 
 class WorkerError(AlloyError):

@@ -43,7 +43,8 @@ def address(url: Any) -> Address:
     """Return an address. Raises InvalidOption."""
     try:
         parts = urlsplit(url)
-        is_one = parts.scheme in {"redis", "rediss", "unix"} and (parts.port or 1) > 0
+        is_one = bool(parts.path if parts.scheme == "unix" else parts.hostname) and (parts.port or 1) > 0
+        is_one &= parts.scheme in {"redis", "rediss", "unix"}
         is_seen = not {"username", "password"}.isdisjoint(parse_qs(parts.query))
     except (ValueError, TypeError, AttributeError):
         is_one = is_seen = False

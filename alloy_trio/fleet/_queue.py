@@ -25,8 +25,8 @@ from .._util import digest, new_id
 from ._errors import RedisUnavailable
 from ._names import PREFIX, URL, address, base_key, check_count, check_id, check_prefix, check_seconds, encode
 from ._redis import Link, beside, open_link
-from ._request import QueuedRequest, left
-from ._scripts import CANCEL, FETCH, STATISTICS, SUBMIT, TELL
+from ._request import DeadLetter, QueuedRequest, left, to_dead_letter
+from ._scripts import CANCEL, DEAD, FETCH, STATISTICS, SUBMIT, TELL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -187,6 +187,16 @@ class RedisQueue:
         """
         said = await self._link.run(STATISTICS, base_key(self._prefix, agent))
         return QueueStatistics(**dict(zip([each.name for each in attrs.fields(QueueStatistics)], said, strict=True)))
+
+    async def dead_letters(self, agent: str, *, last: int = 100) -> list[DeadLetter]:
+        """
+        Return the last requests to an agent that were given up, the newest first. A thousand are kept.
+
+        Raises:
+            RedisUnavailable: Redis cannot be reached.
+        """
+        said = await self._link.run(DEAD, base_key(self._prefix, agent), check_count("last", last))
+        return [to_dead_letter(*said[at : at + 4]) for at in range(0, len(said), 4)]
 
     # What submitters have
 

@@ -126,7 +126,9 @@ def _judge(error: Exception) -> Exception:
         case known.StreamConsumerGroupError():
             return NoGroup(said)
         case known.AuthenticationError() | known.AuthorizationError():
-            return RedisUnavailable(f"Redis does not let us in: {said}")
+            return RedisUnavailable(
+                f"Redis does not let us in: {said} (user and password stand in its address, redis://USER:PASSWORD@HOST)"
+            )
         case known.ConnectionError() | OSError() | trio.BrokenResourceError() | trio.ClosedResourceError():
             return _NotNow(said)
         case known.ResponseError() if "NOGROUP" in said:
@@ -215,7 +217,8 @@ class Link:
                 return await client.ask(what, seconds)
             except _NotNow as error:
                 if trio.current_time() + pause > until:
-                    raise RedisUnavailable(f"Redis could not be used for {patience:g} seconds: {error}") from error
+                    where = without_users(self._url)
+                    raise RedisUnavailable(f"{where} could not be used for {patience:g} seconds: {error}") from error
             await trio.sleep(pause)
             pause = min(2 * pause, 1.0)
 

@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+import attrs
 import msgspec
 import trio
 
 from .._errors import AlloyError, RequestCancelled, UnknownRequest
-from .._far import error_from_json, result_from_json
+from .._far import error_from_json, prompt_from_json, result_from_json
+from .._messages import Message
 from ._errors import MORE, RedisUnavailable, WorkerError, unknown
 from ._names import UNREADABLE
+from ._redis import text
 
 if TYPE_CHECKING:
     from .._result import Result
     from ._queue import RedisQueue
+
+
+@attrs.frozen(kw_only=True)
+class DeadLetter:
+    """
+    A request that was given up.
+
+    Attributes:
+        request_id: Its id; for one who wants to know what it was, or to submit it again, by another id.
+        prompt: What was asked; None if that cannot be read.
+        session_id: The conversation that it belongs to.
+        tries: How many workers have begun it.
+        ts: When it was given up, in seconds since 1970.
+    """
+
+    request_id: str
+    prompt: str | Message | None
+    session_id: str | None
+    tries: int
+    ts: float
+
+
+def to_dead_letter(ts: bytes, request_id: bytes, body: bytes, tries: bytes) -> DeadLetter:
+    """Read one, whatever is in it."""
+    prompt = session_id = None
+    with contextlib.suppress(*UNREADABLE):
+        asked = msgspec.json.decode(body)
+        prompt, session_id = prompt_from_json(asked["prompt"]), asked["session_id"]
+    return DeadLetter(
+        request_id=text(request_id), prompt=prompt, session_id=session_id, tries=int(tries), ts=int(ts) / 1000
+    )
 
 
 class QueuedRequest:

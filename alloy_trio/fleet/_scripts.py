@@ -27,8 +27,8 @@ them together.
 Invariants: a request has one answer, which never changes (`settle` is called in states that are not over, and makes them over).
 It is answered, taken out of the queue and told in one step. Who answers has the current fence. One of a line is in the queue.
 
-In a full Redis (`maxmemory`) the first command that needs room refuses the script, before it has changed anything; where one was
-before that needs none and writes, nothing is refused.
+In a full Redis (`maxmemory`) the first command that needs room refuses the script, before it has changed anything: so nothing new is
+submitted. What is there goes on, or it would stay full for ever: see `let_through`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ local queue, open, count = base .. ':queue', base .. ':open', base .. ':count'
 local function of(id) return base .. ':r:' .. id end
 local function get(id, field) return redis.call('HGET', of(id), field) end
 local function is_over(state) return state == 'done' or state == 'failed' or state == 'cancelled' or state == 'dead' end
+-- A write that needs no room, and changes nothing; behind it Redis refuses nothing, or the script would be half done.
+local function let_through() redis.call('ZREM', open, '') end
 local function add_who(id, who)
     local known = get(id, 'who') or ''
     if not string.find('\\n' .. known .. '\\n', '\\n' .. who .. '\\n', 1, true) then
@@ -136,6 +138,7 @@ return get(id, 'state')
 BEGIN: Final = _script("""
 local worker, nonce, most, poisoned, cancelled = unpack(ARGV)
 local begun = {}
+let_through()
 for at = 6, #ARGV, 2 do
     local entry, id = ARGV[at], ARGV[at + 1]
     local got = redis.call('HMGET', of(id), 'state', 'entry', 'fence', 'owner', 'nonce', 'tries', 'cancel', 'body')
@@ -167,6 +170,7 @@ return begun
 # id, fence, state, answer, channel, what a message on it has before the answer → "stored", "late" (somebody else has it, or it is over) or "gone"
 FINISH: Final = _script("""
 local id, fence, state, answer, channel, head = unpack(ARGV)
+let_through()
 local got = redis.call('HMGET', of(id), 'state', 'fence')
 if not got[1] then return 'gone' end
 if got[2] ~= fence then return 'late' end
@@ -180,6 +184,7 @@ return 'stored'
 # id, fence, answer to a cancelled one, "1" if the worker dies of it → "queued" for another one, "cancelled" or "late"
 RELEASE: Final = _script("""
 local id, fence, cancelled, is_deadly = unpack(ARGV)
+let_through()
 local got = redis.call('HMGET', of(id), 'state', 'fence', 'entry', 'tries', 'cancel')
 if got[1] ~= 'running' or got[2] ~= fence then return 'late' end
 if got[5] == '1' then
@@ -255,12 +260,12 @@ return found
 # id, answer → "cancelled", "running" (its worker is told), "over" or "unknown"
 CANCEL: Final = _script("""
 local id, answer = unpack(ARGV)
+let_through()
 local got = redis.call('HMGET', of(id), 'state', 'owner')
 local state = got[1]
 if not state then return 'unknown' end
 if is_over(state) then return 'over' end
 if state ~= 'running' then
-    redis.call('ZREM', open, id)  -- needs no room, so what follows is not refused either: a cancel is what makes room
     settle(id, 'cancelled', answer)
     return 'cancelled'
 end
@@ -293,6 +298,15 @@ for _, id in ipairs(ARGV) do
     table.insert(said, state)
     table.insert(said, answer)
     table.insert(said, get(id, 'digest') or '')
+end
+return said
+""")
+
+# how many → time, id, body and tries of each of the last ones that were given up, the newest first
+DEAD: Final = _script("""
+local said = {}
+for _, each in ipairs(redis.call('XREVRANGE', base .. ':dead', '+', '-', 'COUNT', ARGV[1])) do
+    for _, what in ipairs({string.match(each[1], '%d+'), each[2][2], each[2][4], each[2][6]}) do table.insert(said, what) end
 end
 return said
 """)

@@ -12,7 +12,6 @@ Of two workers that have run a request, one has the current fence; the other's a
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import sys
 from collections.abc import Mapping
@@ -26,17 +25,15 @@ from .._agent_config import AgentConfig
 from .._errors import AlloyError, InvalidOption, RequestCancelled
 from .._far import error_to_json, prompt_from_json, result_to_json
 from .._open_agent import open_agent
-from .._requests import AgentRequest
 from .._util import new_id, single
-from ._errors import LeaseLost, RedisUnavailable, RequestPoisoned
+from ._errors import LeaseLost, RedisUnavailable
+from ._job import Job, chat, is_deadly, poisoned
 from ._names import PREFIX, URL, address, base_key, check_count, check_prefix, check_seconds, encode
 from ._redis import NoGroup, open_link, text
 from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
 from ._store import RedisStore
 
 if TYPE_CHECKING:
-    from .._agent import Agent
-    from .._messages import Message
     from .._result import Result
 
 _BLOCK: Final = 2.0  # seconds that one read waits
@@ -64,29 +61,6 @@ class WorkerStatistics:
     answered: int
     lost: int
     released: int
-
-
-@attrs.define(eq=False)
-class _Job:
-    """A request that is ours."""
-
-    base: str
-    agent: str
-    id: str
-    fence: int
-    body: bytes
-    scope: trio.CancelScope
-    session_id: str | None = None
-    request: AgentRequest | None = None
-    is_cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Somebody wants it cancelled: the answer is what was done until then."""
-        self.is_cancelled = True
-        if self.request is None:  # it waits for its turn, or for its session
-            self.scope.cancel()
-        else:
-            self.request.cancel()
 
 
 class Worker:
@@ -137,11 +111,12 @@ class Worker:
         self._visibility = check_seconds("visibility", visibility, 0.1)
         self._max_tries = check_count("max_tries", max_tries)
         self._patience = check_seconds("patience", patience)
-        self._jobs: dict[tuple[str, str], _Job] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}
         self._limit = trio.CapacityLimiter(concurrency)
         self._room = trio.lowlevel.ParkingLot()
         self._taking = trio.CancelScope()
         self._is_serving = False
+        self._troubles: set[str] = set()  # what Redis does not let us do just now
         self._answered = self._lost = self._released = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[Worker] = trio.TASK_STATUS_IGNORED) -> None:
@@ -217,14 +192,16 @@ class Worker:
             except NoGroup:  # Redis has lost all that it had
                 await self._patiently_make_groups()
             except RedisUnavailable as error:
-                logger.warning("worker %s takes nothing: %s", self.name, error)
+                self._note("take", error)
                 await trio.sleep(_PAUSE)
+            else:
+                self._note("take")
 
     async def _patiently_make_groups(self) -> None:
         try:
             await self._make_groups()
         except RedisUnavailable as error:
-            logger.warning("worker %s takes nothing: %s", self.name, error)
+            self._note("take", error)
 
     async def _wait_for_room(self) -> int:
         while len(self._jobs) >= self._concurrency:
@@ -242,7 +219,7 @@ class Worker:
                 except NoGroup:
                     await self._patiently_make_groups()
                 except RedisUnavailable as error:
-                    logger.warning("worker %s takes nothing over: %s", self.name, error)
+                    logger.debug("worker %s takes nothing over: %s", self.name, error)
 
     async def _claim_some(self, base: str, runs: trio.Nursery) -> bool:
         """Take over as much as there is room for. Returns whether there may be more."""
@@ -255,15 +232,14 @@ class Worker:
         """Begin requests, given as entry, id, entry, id and so on. Raises RedisUnavailable."""
         pairs = zip(some[::2], some[1::2], strict=True)
         some = [each for pair in pairs if (base, pair[1]) not in self._jobs for each in pair]
-        poisoned = RequestPoisoned(f"{self._max_tries} workers have begun this request, and none has come to its end")
-        words = encode({"error": error_to_json(poisoned)})
+        words = encode({"error": error_to_json(poisoned(self._max_tries))})
         for at in range(0, len(some), 2 * _AT_ONCE):
             until = trio.current_time() + self._visibility
             few = some[at : at + 2 * _AT_ONCE]
             begun = await self._link.run(BEGIN, base, self.name, new_id(), self._max_tries, words, _CANCELLED, *few)
             for id_, fence, body in begun:
                 scope = trio.CancelScope(deadline=until)
-                job = _Job(base, self._agents[base][0], id_.decode(), fence, body, scope)
+                job = Job(base, self._agents[base][0], id_.decode(), fence, body, scope)
                 self._jobs[base, job.id] = job
                 runs.start_soon(self._perform, job)
 
@@ -279,7 +255,7 @@ class Worker:
 
     # A request
 
-    async def _perform(self, job: _Job) -> None:
+    async def _perform(self, job: Job) -> None:
         answer: tuple[str, bytes] | None = None
         is_told = is_through = False
         try:
@@ -299,12 +275,12 @@ class Worker:
                     await (self._give_back(job, error) if answer is None else self._finish(job, answer))
             self._forget(job)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         if self._jobs.get((job.base, job.id)) is job:
             del self._jobs[job.base, job.id]
             self._room.unpark_all()
 
-    async def _answer(self, job: _Job) -> tuple[str, bytes] | None:
+    async def _answer(self, job: Job) -> tuple[str, bytes] | None:
         """Run a request. Returns its state, and the answer; None if another worker is to run it."""
         try:
             return "done", encode({"result": result_to_json(await self._run(job))})
@@ -316,22 +292,22 @@ class Worker:
             state = "cancelled" if isinstance(error, RequestCancelled) else "failed"
             return state, encode({"error": error_to_json(error)})
 
-    async def _run(self, job: _Job) -> Result:
+    async def _run(self, job: Job) -> Result:
         asked = msgspec.json.decode(job.body)
         prompt = prompt_from_json(asked["prompt"])
         job.session_id = asked["session_id"]
         config = self._agents[job.base][1]
-        config = config.but(name=config.name or job.agent)
+        config = config.but(name=config.name or job.agent, approval_timeout=0.0)  # nobody here could be asked
         if job.session_id is None:
             async with open_agent(config) as agent:
-                return await _chat(job, agent, prompt)
+                return await chat(job, agent, prompt)
         async with (
             self._store.lease(job.session_id, seconds=self._visibility) as lease,
             open_agent(config, session_id=job.session_id, session_store=lease) as agent,
         ):
-            return await _chat(job, agent, prompt)
+            return await chat(job, agent, prompt)
 
-    async def _finish(self, job: _Job, answer: tuple[str, bytes]) -> None:
+    async def _finish(self, job: Job, answer: tuple[str, bytes]) -> None:
         """Answer. It is tried for as long as it takes: whether the answer is still wanted is Redis's to say."""
         topic = f"agent:{job.session_id or job.agent}:responses"
         head = self.name.encode() + b" - " + encode({"topic": topic})[:-1] + b","
@@ -351,10 +327,10 @@ class Worker:
             self._lost += 1
             logger.warning("the answer to request %s was refused: it is %s", job.id, said.decode())
 
-    async def _give_back(self, job: _Job, error: BaseException | None) -> None:
+    async def _give_back(self, job: Job, error: BaseException | None) -> None:
         self._forget(job)  # before: it may be ours again before we hear that it was not any more
         try:
-            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED, int(_is_deadly(error)))
+            said = await self._link.run(RELEASE, job.base, job.id, job.fence, _CANCELLED, int(is_deadly(error)))
         except AlloyError as trouble:
             logger.warning("request %s is left to the next worker: %s", job.id, trouble)
         else:
@@ -372,9 +348,11 @@ class Worker:
                 try:
                     await self._renew_some(base, jobs)
                 except AlloyError as error:
-                    logger.warning("worker %s could not renew what it has: %s", self.name, error)
+                    self._note(f"hold the requests to {base}", error)
+                else:
+                    self._note(f"hold the requests to {base}")
 
-    async def _renew_some(self, base: str, jobs: list[_Job]) -> None:
+    async def _renew_some(self, base: str, jobs: list[Job]) -> None:
         if not jobs:
             return
         until = trio.current_time() + self._visibility
@@ -399,19 +377,18 @@ class Worker:
                     if job is not None:
                         job.cancel()
             except RedisUnavailable as error:
-                logger.warning("worker %s hears of no cancels: %s", self.name, error)
+                self._note("hear of cancels", error)
                 await trio.sleep(_PAUSE)
+            else:
+                self._note("hear of cancels")
 
-
-def _is_deadly(error: BaseException | None) -> bool:
-    """Whether it ends a worker by itself: a SystemExit of a tool, and not a cancel of all, or Ctrl-C."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(_is_deadly(each) for each in error.exceptions)
-    return error is not None and not isinstance(error, trio.Cancelled | KeyboardInterrupt)
-
-
-async def _chat(job: _Job, agent: Agent, prompt: str | Message) -> Result:
-    """Do what `agent.chat` does, without our deadline, which is put off while the run is under way."""
-    core = agent._core  # noqa: SLF001 - a cancel from afar has to reach the request without waiting for its end
-    job.request = core.submit(prompt, job.id, context=contextvars.copy_context())
-    return await job.request.wait()
+    def _note(self, doing: str, error: AlloyError | None = None) -> None:
+        """Log that Redis does not let us do something, once, and that all is well again."""
+        if error is not None:
+            if not self._troubles:
+                logger.warning("worker %s waits for Redis, and cannot %s: %s", self.name, doing, error)
+            self._troubles.add(doing)
+        elif doing in self._troubles:
+            self._troubles.discard(doing)
+            if not self._troubles:
+                logger.warning("worker %s works with Redis again", self.name)

@@ -6,6 +6,7 @@ SIGTERM, or Ctrl-C, lets it finish what it has, and take nothing more; a second 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -15,7 +16,6 @@ import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import click
 
@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     import trio
 
     from .._agent_config import AgentConfig
+    from ..fleet._pubsub import RedisPubSub
     from ..fleet._worker import Worker
 
 _AS_IN: Final = "say it as in an import, without .py, from the folder that has it"
 REDIS: Final = "ALLOY_REDIS"
 OUR_REDIS: Final = "redis://"  # stands for what is in ALLOY_REDIS
 SEEN: Final = f"everybody on the machine could read the password in it: set ${REDIS} instead"
-
-
 _PATIENCE: Final = 2.0  # seconds of silence, before it is said what is waited for
 
 
@@ -76,8 +75,9 @@ def _check_url(_: click.Context, __: click.Parameter, url: str | None) -> str | 
     default=3,
     help="Workers that may die of a request before it is given up (3).",
 )
+@click.option("--events", is_flag=True, help="Publish what happens in runs, for each RedisPubSub: agent:ID:events.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the log.")
-def command(*, module: str, redis: str | None, prefix: str, debug: bool, **numbers: Any) -> int:
+def command(*, module: str, redis: str | None, prefix: str, events: bool, debug: bool, **numbers: Any) -> int:
     """Run requests of a fleet, as they come through Redis."""
     import trio  # noqa: PLC0415 - for those who run it
 
@@ -85,6 +85,7 @@ def command(*, module: str, redis: str | None, prefix: str, debug: bool, **numbe
     from .._util import single  # noqa: PLC0415 - as above
     from ..fleet._errors import RedisUnavailable  # noqa: PLC0415 - as above
     from ..fleet._names import URL, address  # noqa: PLC0415 - as above
+    from ..fleet._pubsub import RedisPubSub  # noqa: PLC0415 - as above
     from ..fleet._worker import Worker  # noqa: PLC0415 - as above
 
     if debug:
@@ -93,7 +94,9 @@ def command(*, module: str, redis: str | None, prefix: str, debug: bool, **numbe
     agents = _agents(module, debug=debug)
     try:
         url = address(redis_url(redis) or URL)
-        trio.run(_work, Worker(url, agents, prefix=prefix, **numbers), agents)
+        pubsub = RedisPubSub(url, prefix=prefix) if events else None
+        agents = {name: config.but(pubsub=config.pubsub or pubsub) for name, config in agents.items()}
+        trio.run(_work, Worker(url, agents, prefix=prefix, **numbers), pubsub, agents)
     except Exception as error:
         match single(error):
             case InvalidOption() as wrong:
@@ -109,21 +112,12 @@ def redis_url(given: str | None) -> str | None:
     Return where Redis is: as an option says it, or else ALLOY_REDIS, for which `redis://` alone stands; None where neither does.
 
     Raises:
-        click.UsageError: It has no host. What else may be wrong with it, its user finds.
+        click.UsageError: ALLOY_REDIS is to say it, and is not set.
     """
     url = os.environ.get(REDIS) if given in {None, OUR_REDIS} else given
     if given is not None and not url:
         raise click.UsageError(f"{OUR_REDIS} stands for what is in ${REDIS}, and that is not set")
-    if url and url.partition(":")[0].lower() in {"redis", "rediss"} and not _has_host(url):
-        raise click.UsageError("the address of Redis has no host: say redis://HOST:PORT")
     return url or None
-
-
-def _has_host(url: str) -> bool:
-    try:
-        return bool(urlsplit(url).hostname)
-    except ValueError:  # half an IPv6 address
-        return False
 
 
 def _agents(name: str, *, debug: bool) -> Mapping[str, AgentConfig]:
@@ -165,13 +159,14 @@ def _failure(error: Exception) -> str:
     return words
 
 
-async def _work(worker: Worker, agents: Mapping[str, AgentConfig]) -> None:
+async def _work(worker: Worker, pubsub: RedisPubSub | None, agents: Mapping[str, AgentConfig]) -> None:
     import trio  # noqa: PLC0415 - as above
 
     is_up = trio.Event()
 
     async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
-        await worker.serve(task_status=task_status)
+        async with pubsub or contextlib.nullcontext():
+            await worker.serve(task_status=task_status)
         nursery.cancel_scope.cancel()
 
     async def say_so() -> None:
