@@ -129,6 +129,31 @@ async def test_nothing_is_missed_or_doubled_while_one_catches_up(fleet: Fleet) -
                 assert await received(late, 300) == list(range(300))
 
 
+async def test_what_is_heard_behind_what_was_kept_comes_once(fleet: Fleet) -> None:
+    """The channel may be slower than the stream: what it brings then has been received already."""
+    held: list[bytes] = []
+
+    class Slow(RedisPubSub):
+        def _take(self, data: bytes) -> None:
+            held.append(data)
+
+    async def are_held(count: int) -> None:
+        while len(held) < count:  # noqa: ASYNC110 - another process sends them
+            await trio.sleep(0.01)
+
+    with trio.fail_after(10):
+        async with fleet.pubsub(keep=10) as here, Slow(fleet.url, prefix=fleet.prefix) as there:
+            here.publish("a", 1)
+            await are_held(1)
+            with await there.subscribe_late("a", last=10) as late:
+                here.publish("a", 2)
+                await are_held(2)
+                for data in held:
+                    RedisPubSub._take(there, data)
+                assert await received(late, 2) == [1, 2]
+                assert late.statistics().buffered == 0
+
+
 async def test_what_is_kept_goes_away(fleet: Fleet) -> None:
     async with fleet.pubsub(keep=3, keep_seconds=1.1) as here:
         here.publish("a", 1)

@@ -176,6 +176,8 @@ async def test_others_are_not_let_near_without_tls(host: str) -> None:
         ([("Authorization", "Bearer wrong wrong wrong wrong")], 401),
         ([("Authorization", f"Basic {TOKEN}")], 401),
         ([("Authorization", f"Bearer {TOKEN}x")], 401),
+        ([("Authorization", f"Bearer {TOKEN[:-1]}")], 401),
+        ([("Authorization", "Bearer")], 401),
         ([("Authorization", f"Bearer {TOKEN}"), ("Origin", "https://evil.example")], 403),
     ],
 )
