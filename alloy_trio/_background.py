@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Self
 
 import trio
 
+from ._errors import InvalidOption
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
@@ -29,6 +31,19 @@ def check_trio() -> None:
         raise RuntimeError(
             "this needs Trio, and no task of Trio's is running here: begin with trio.run(main), or call run_sync(…). "
             "A program of asyncio makes Trio its guest: see 'Use it from an asyncio program' in the documentation"
+        )
+
+
+def check_home(home: trio.lowlevel.TrioToken, who: str) -> None:
+    """
+    See that the caller is of the Trio run in which somebody lives: elsewhere, Trio itself would break down.
+
+    Raises:
+        InvalidOption: It is of another one.
+    """
+    if trio.lowlevel.current_trio_token() is not home:
+        raise InvalidOption(
+            f"{who} lives in another Trio run: ask it there, from a thread by trio.from_thread.run(agent.chat, …)"
         )
 
 

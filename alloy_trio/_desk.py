@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from ._background import check_home
 from ._errors import AgentBusy, AgentClosed, AlloyError, InvalidOption, QueueFull, RequestCancelled
 from ._events import Custom, Envelope
 from ._mailbox import Mailbox
@@ -218,12 +219,8 @@ class Desk:
     def _check_open(self) -> None:
         if self.is_closed or (self.is_stopping and not self.is_supervised):
             raise AgentClosed(f"{self.label} has stopped: open another one")
-        if (
-            self.home is not None and trio.lowlevel.current_trio_token() is not self.home
-        ):  # Trio itself would break down
-            raise InvalidOption(
-                f"{self.label} lives in another Trio run: ask it there, from a thread by trio.from_thread.run(agent.chat, …)"
-            )
+        if self.home is not None:
+            check_home(self.home, self.label)
 
     def _check_room(self) -> None:
         if self.is_up and not self.is_stopping and not self.requests:

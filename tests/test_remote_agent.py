@@ -39,7 +39,6 @@ LEFT_OUT = {
     "test_chats_streams_and_messages_share_one_queue": "the same",
     "test_a_stopped_agent_says_so": "asks behind the end of the connection",
     "test_one_call_is_cancelled_and_its_siblings_live_on": "the same",
-    "test_who_asks_from_another_trio_run_is_refused": "a connection does not look at that; Trio breaks down",
     "test_each_result_is_published_once": "counts on messages that take no step to arrive",
 }
 

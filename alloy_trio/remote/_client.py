@@ -18,7 +18,7 @@ try:
 except ImportError as missing:
     raise ImportError('alloy_trio.remote needs trio-websocket: pip install "alloy_trio[ws]"') from missing
 
-from .._background import Background
+from .._background import Background, check_home
 from .._errors import InvalidOption
 from .._util import JSONObject, single
 from ..pubsub._subscription import Lost
@@ -73,6 +73,7 @@ class Remote:
         self._options = options
         self._token = token
         self._dial = dial
+        self._home = trio.lowlevel.current_trio_token()
         self._numbers = itertools.count(1)
         self._asks: dict[int, _Ask] = {}
         self._link: Link | None = None
@@ -160,6 +161,7 @@ class Remote:
             Refused: The server does not let us in again.
             Exception: What the other end says.
         """
+        check_home(self._home, repr(self))
         deadline = trio.current_effective_deadline()
         while True:
             await trio.lowlevel.checkpoint()
