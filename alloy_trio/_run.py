@@ -88,6 +88,8 @@ def run_sync(prompt: str | Message | None = None, **options: Any) -> Result:
         RuntimeError: Called inside a running Trio loop: there, `await run(…)`.
     """
     options = Discreet(options)
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError("run_sync starts a Trio loop of its own, and one runs here already: await run(…) instead")
 
     async def main() -> Result:
         return await run(prompt, **options)

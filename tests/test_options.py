@@ -533,3 +533,8 @@ def test_who_runs_it_in_asyncio_is_told_what_to_do() -> None:
     for door in (one_run, one_stream, one_agent, one_supervisor):
         with pytest.raises(RuntimeError, match=r"trio\.run\(main\), or call run_sync"):
             asyncio.run(door())
+
+
+async def test_run_sync_in_a_trio_loop_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"await run\(…\) instead"):
+        alloy_trio.run_sync("Hi", provider="demo")
