@@ -252,7 +252,7 @@ async def test_a_wrong_token_says_so(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_too_many_connections() -> None:
     async with served({}, max_connections=1) as address, connect(address.url, TOKEN):
-        with pytest.raises(Refused, match="1 connections are open"):
+        with pytest.raises(Refused, match="than max_connections=1 allows"):
             async with connect(address.url, TOKEN):
                 pass
 

@@ -16,7 +16,7 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from alloy_trio import InvalidOption, RateLimited, RequestCancelled, Result, UnknownRequest
 from alloy_trio.pubsub import PubSub
-from alloy_trio.remote import ConnectionLost, Permissions, ProtocolError, connect, serve_agents
+from alloy_trio.remote import ConnectionLost, Permissions, ProtocolError, Refused, connect, serve_agents
 from alloy_trio.remote._data import error_to_json, result_to_json
 from alloy_trio.remote._house import House
 from alloy_trio.remote._link import Link
@@ -256,6 +256,20 @@ async def test_a_server_that_hangs_up(said: bytes) -> None:
     async with lying(answer) as url:
         with trio.fail_after(5), pytest.raises(ConnectionLost, match="hung up"):
             async with connect(url, TOKEN, connect_timeout=60):
+                pass
+
+
+async def test_a_server_of_something_else_is_named_as_what_it_may_be() -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some(10_000)
+        await stream.send_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+
+    async with lying(answer) as url:
+        with (
+            trio.fail_after(5),
+            pytest.raises(Refused, match="status 404, and no reason; is it a server of alloy_trio"),
+        ):
+            async with connect(url, TOKEN):
                 pass
 
 

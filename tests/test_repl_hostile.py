@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -334,6 +335,7 @@ class Sheet:
     """What stands where a screen would be drawn."""
 
     color = True
+    size = SimpleNamespace(rows=24, columns=80)
 
     def __init__(self) -> None:
         self.everything: list[str] = []
@@ -354,11 +356,9 @@ class Sheet:
 
 
 @pytest.fixture
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn() -> None:
     pytest.importorskip("prompt_toolkit", reason="needs the extra repl")
     pytest.importorskip("rich", reason="needs the extra repl")
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
 
 
 # Markdown has colors of its own: they are styles as well.
@@ -366,7 +366,7 @@ STYLES = re.compile(r"\x1b\[[\d;]*m")
 
 
 @each_evil
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("drawn")
 async def test_nothing_of_a_run_commands_a_screen(evil: str, tmp_path: Path, autojump_clock: MockClock) -> None:
     from alloy_trio.repl._terminal import Terminal
 
@@ -387,7 +387,7 @@ async def test_nothing_of_a_run_commands_a_screen(evil: str, tmp_path: Path, aut
         assert not OBEYED.search(STYLES.sub("", said).replace("\r\n", "\n")), repr(said)
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("drawn")
 async def test_the_screen_marks_what_is_unseen_in_what_is_approved(tmp_path: Path, autojump_clock: MockClock) -> None:
     from alloy_trio.repl._terminal import Terminal
 
@@ -399,7 +399,7 @@ async def test_the_screen_marks_what_is_unseen_in_what_is_approved(tmp_path: Pat
     assert "$ ls ⟨U+200B⟩⟨U+202E⟩x" in "".join(sheet.everything)
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("about", ["1", ""])
 def test_the_editor_marks_what_a_model_has_put_there(about: str) -> None:
     """While it is a call's input that is edited; what a person types has letters that need such characters."""
@@ -425,7 +425,7 @@ def test_the_editor_marks_what_a_model_has_put_there(about: str) -> None:
     assert ("\ufffd" in line) is bool(about)
 
 
-@pytest.mark.usefixtures("wide")
+@pytest.mark.usefixtures("drawn")
 def test_what_is_offered_for_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a file nor a session whose name is no plain text."""
     from prompt_toolkit.completion import CompleteEvent

@@ -29,6 +29,8 @@ from alloy_trio.events import (
 pytest.importorskip("prompt_toolkit", reason="needs the extra repl")
 pytest.importorskip("rich", reason="needs the extra repl")
 
+from prompt_toolkit.data_structures import Size
+
 from alloy_trio.repl._screen import Screen
 from alloy_trio.repl._terminal import Terminal
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 class Paper(Screen):
     """A screen that nobody sees."""
+
+    size = Size(rows=24, columns=80)
 
     def __init__(self) -> None:
         self.color = True
@@ -87,12 +91,6 @@ def end(call: str, name: str, outcome: str = "ok", output: str = "", **arguments
         start_event_seq=1,
         content=(Text(output),) if output else (),
     )
-
-
-@pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "24")
 
 
 async def test_reasoning_is_shown_while_it_comes_and_folded_then(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -270,7 +270,8 @@ class Remote:
                 stream = await self._dial(options)
             await self._use(stream)
         except ConnectionRejected as rejected:
-            words = (rejected.body or b"").decode("utf-8", "replace").strip() or "it gave no reason"
+            words = (rejected.body or b"").decode("utf-8", "replace").strip()
+            words = words or f"status {rejected.status_code}, and no reason; is it a server of alloy_trio?"
             return Refused(f"{options.url} does not let us in: {words}", status=rejected.status_code)
         except ProtocolError as error:
             return error

@@ -209,7 +209,7 @@ class _Server:
         if PROTOCOL not in request.proposed_subprotocols:
             return None, _UPGRADE, f"this server speaks {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}"
         if self._let_in >= self.limits.max_connections:
-            return None, _BUSY, f"{self.limits.max_connections} connections are open already"
+            return None, _BUSY, f"more connections than max_connections={self.limits.max_connections} allows are open"
         return permissions, 0, ""
 
     async def _decide(self, request: WebSocketRequest) -> None:
