@@ -1,7 +1,7 @@
 """
 A fleet under fire: `python tests/fleet_drill.py --requests 2000`. Prints what came of it, and ends with 1 if it is not right.
 
-Workers in processes of their own, one killed by SIGKILL every few seconds and another started in its place; Redis, with an
+Workers in processes of their own, one killed by SIGKILL every second and another started in its place; Redis, with an
 append-only file, restarted once. Right is: each request answered, once, with its own answer; those of an order in that order.
 """
 
@@ -36,7 +36,7 @@ class Plan:
 
     requests: int = 2000
     workers: int = 3
-    kill_every: float = 4.0
+    kill_every: float = 1.0
     kills: int = 1000
     visibility: float = 2.0
     restart_after: float = 0.3  # of the requests
