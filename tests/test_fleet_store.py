@@ -43,6 +43,32 @@ async def test_a_conversation_goes_on_at_another_worker(fleet: Fleet) -> None:
                 assert (await queue.chat("echo", "hello", session_id="other")).text == "1: hello"
 
 
+async def test_a_conversation_may_have_an_end(fleet: Fleet) -> None:
+    """So many seconds after its last word. A store that keeps it for ever does so from its next word on."""
+
+    async def seconds_left() -> set[int]:
+        return {await fleet.redis("TTL", key) for key in await fleet.keys() if ":s:{" in key}
+
+    with trio.fail_after(10):
+        async with fleet.queue() as queue:
+            async with fleet.working(fleet.worker(keep_sessions=100)):
+                await queue.chat("echo", "hello", session_id="s")
+            assert seconds_left_of(await seconds_left(), 100)
+            async with fleet.store(keep=1000) as store:
+                records = await store.load("s")
+                await store.rewrite("s", records)
+                assert seconds_left_of(await seconds_left(), 1000)
+            async with fleet.working():
+                assert len((await queue.chat("echo", "hello", session_id="s")).messages) == 4
+            assert await seconds_left() == {-1}
+    with pytest.raises(InvalidOption, match="keep_sessions"):
+        fleet.worker(keep_sessions=0)
+
+
+def seconds_left_of(found: set[int], most: int) -> bool:
+    return bool(found) and all(most - 10 < each <= most for each in found)
+
+
 async def test_a_session_is_run_by_one_at_a_time(fleet: Fleet) -> None:
     """Also where requests to it come under different orders, past the line of the queue."""
     with trio.fail_after(20):

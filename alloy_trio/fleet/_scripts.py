@@ -353,24 +353,28 @@ return said
     _STORE,
 )
 
-# id, token or "", version as it was, version as it will be, "append" or "rewrite", then number and value of each record
+# id, token or "", version as it was, version as it will be, "append" or "rewrite", seconds that it is kept or 0, then number
+# and value of each record
 # → "ok", "changed", "leased" (by somebody else) or "lost"
 WRITE: Final = _script(
     """
-local _, token, before, after, verb = unpack(ARGV, 1, 5)
+local _, token, before, after, verb, keep = unpack(ARGV, 1, 6)
 local holder = redis.call('GET', lease)
 if token ~= '' and holder ~= token then return 'lost' end
 if token == '' and holder then return 'leased' end
 local version = redis.call('HGET', head, 'version') or ''
 if version == after then return 'ok' end
 if version ~= before then return 'changed' end
-if #ARGV == 5 then
+if #ARGV == 6 then
     redis.call('DEL', log, head)
     return 'ok'
 end
 redis.call('HSET', head, 'version', after, 'last', ARGV[#ARGV - 1])
 if verb == 'rewrite' then redis.call('DEL', log) end
-for at = 6, #ARGV, 2 do redis.call('HSET', log, ARGV[at], ARGV[at + 1]) end
+for at = 7, #ARGV, 2 do redis.call('HSET', log, ARGV[at], ARGV[at + 1]) end
+for _, key in ipairs({log, head}) do
+    if keep == '0' then redis.call('PERSIST', key) else redis.call('EXPIRE', key, keep) end
+end
 return 'ok'
 """,
     _STORE,

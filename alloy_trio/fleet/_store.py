@@ -43,8 +43,9 @@ logger = logging.getLogger("alloy_trio.fleet")
 class _Sessions:
     """What a store does, with or without a lease."""
 
-    def __init__(self, prefix: str, token: str = "", waits: float | None = None) -> None:
+    def __init__(self, prefix: str, keep: int, token: str = "", waits: float | None = None) -> None:
         self._prefix = prefix
+        self._keep = keep  # seconds; 0 for ever
         self._token = token
         self._waits = waits  # seconds of patience, if they are not those of the link
         self._link: Link | None = None
@@ -111,7 +112,7 @@ class _Sessions:
                 else:
                     check_rewrite(session_id, rows, int(last), find)
             args = [each for row in rows for each in (row.seq, _value(row))]
-            said = await self._run(WRITE, session_id, self._token, version, new_id(), verb, *args)
+            said = await self._run(WRITE, session_id, self._token, version, new_id(), verb, self._keep, *args)
             if said == b"ok":
                 return
             if said == b"leased":
@@ -155,8 +156,8 @@ class SessionLease(_Sessions):
         session_id: The session.
     """
 
-    def __init__(self, prefix: str, link: Link, session_id: str, waits: float | None) -> None:
-        super().__init__(prefix, new_id(), waits)
+    def __init__(self, prefix: str, keep: int, link: Link, session_id: str, waits: float | None) -> None:
+        super().__init__(prefix, keep, new_id(), waits)
         self._link = link
         self.session_id: str = session_id
 
@@ -208,27 +209,30 @@ class RedisStore(_Sessions):
     They are as durable as Redis is told to make them: `appendfsync always` makes each write outlive a crash of its machine.
     """
 
-    def __init__(self, url: str = URL, *, prefix: str = PREFIX, patience: float = 10.0) -> None:
+    def __init__(
+        self, url: str = URL, *, prefix: str = PREFIX, keep: float | None = None, patience: float = 10.0
+    ) -> None:
         """
         Say where it is.
 
         Args:
             url: Where Redis is: `redis://`, `rediss://` or `unix://`.
             prefix: What all keys begin with.
+            keep: Seconds for which a session is kept that nobody writes; None for ever.
             patience: Seconds after which a Redis that cannot be used is a `StoreError`.
 
         Raises:
             InvalidOption: Something about the arguments.
         """
-        super().__init__(check_prefix(prefix))
+        super().__init__(check_prefix(prefix), to_keep("keep", keep))
         self._url = address(url)
         self._patience = check_seconds("patience", patience)
         self._opened: AbstractAsyncContextManager[Link] | None = None
 
     @classmethod
-    def _over(cls, link: Link, prefix: str, waits: float) -> Self:
+    def _over(cls, link: Link, prefix: str, keep: float | None, waits: float) -> Self:
         """Make one of a way to Redis that is open, and stays so."""
-        store = cls(prefix=prefix)
+        store = cls(prefix=prefix, keep=keep)
         store._link, store._waits = link, waits
         return store
 
@@ -251,7 +255,7 @@ class RedisStore(_Sessions):
         check_id(session_id)
         if self._link is None:
             raise StoreError("this store is not open: async with RedisStore(…) as store")
-        lease = SessionLease(self._prefix, self._link, session_id, self._waits)
+        lease = SessionLease(self._prefix, self._keep, self._link, session_id, self._waits)
         return lease._hold(check_seconds("seconds", seconds, 0.1))  # noqa: SLF001 - ours
 
     async def __aenter__(self) -> Self:
@@ -273,6 +277,11 @@ class RedisStore(_Sessions):
         opened, self._opened, self._link = self._opened, None, None
         assert opened is not None
         await opened.__aexit__(kind, error, traceback)
+
+
+def to_keep(what: str, seconds: float | None) -> int:
+    """Return for how many seconds something is kept, 0 for ever. Raises InvalidOption."""
+    return 0 if seconds is None else max(1, round(check_seconds(what, seconds)))
 
 
 @contextlib.contextmanager

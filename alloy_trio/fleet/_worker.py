@@ -31,7 +31,7 @@ from ._job import Job, chat, is_deadly, poisoned
 from ._names import PREFIX, URL, address, base_key, check_count, check_prefix, check_seconds, encode
 from ._redis import NoGroup, open_link, text
 from ._scripts import BEGIN, CLAIM, FINISH, GROUP, LEAVE, RELEASE, RENEW
-from ._store import RedisStore
+from ._store import RedisStore, to_keep
 
 if TYPE_CHECKING:
     from .._result import Result
@@ -79,6 +79,7 @@ class Worker:
         concurrency: int = 16,
         visibility: float = 30.0,
         max_tries: int = 3,
+        keep_sessions: float | None = None,
         prefix: str = PREFIX,
         patience: float = 10.0,
     ) -> None:
@@ -91,6 +92,7 @@ class Worker:
             concurrency: How many requests run at once.
             visibility: Seconds after which the requests of a worker that has died are run by another.
             max_tries: How many workers may die of a request before it is given up.
+            keep_sessions: Seconds for which a conversation is kept that nobody goes on with; None for ever.
             prefix: What all keys begin with; submitters have the same.
             patience: Seconds for which a Redis that cannot be used is asked again, before it is logged.
 
@@ -109,6 +111,8 @@ class Worker:
         self._agents = {base_key(prefix, name): (name, config) for name, config in agents.items()}
         self._concurrency = check_count("concurrency", concurrency)
         self._visibility = check_seconds("visibility", visibility, 0.1)
+        to_keep("keep_sessions", keep_sessions)
+        self._keep_sessions = keep_sessions
         self._max_tries = check_count("max_tries", max_tries)
         self._patience = check_seconds("patience", patience)
         self._jobs: dict[tuple[str, str], Job] = {}
@@ -143,7 +147,7 @@ class Worker:
         async with open_link(self._url, self._patience) as link:
             self._link = link
             # Patient as long as what we hold is ours: a Redis that is away for less fails no run.
-            self._store = RedisStore._over(link, self._prefix, self._visibility)  # noqa: SLF001 - its own door
+            self._store = RedisStore._over(link, self._prefix, self._keep_sessions, self._visibility)  # noqa: SLF001 - its own door
             await self._make_groups()
             try:
                 async with trio.open_nursery() as nursery:

@@ -75,6 +75,12 @@ def _check_url(_: click.Context, __: click.Parameter, url: str | None) -> str | 
     default=3,
     help="Workers that may die of a request before it is given up (3).",
 )
+@click.option(
+    "--keep-sessions",
+    metavar="SECONDS",
+    type=click.FloatRange(min=1),
+    help="How long a conversation is kept that nobody goes on with; for ever, without it.",
+)
 @click.option("--events", is_flag=True, help="Publish what happens in runs, for each RedisPubSub: agent:ID:events.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the log.")
 def command(*, module: str, redis: str | None, prefix: str, events: bool, debug: bool, **numbers: Any) -> int:
