@@ -270,6 +270,19 @@ async def test_a_queue_that_was_left_asks_nothing(fleet: Fleet) -> None:
                 await ask()
 
 
+async def test_an_id_that_somebody_else_has_is_refused_and_theirs_is_answered(fleet: Fleet) -> None:
+    """To who has found it here as well, though the same queue was asked for another thing by that id."""
+    with trio.fail_after(10):
+        async with fleet.queue() as theirs, fleet.queue() as ours:
+            await theirs.submit("echo", "hello", request_id="a")
+            found = await ours.find("echo", "a")
+            for _ in range(2):
+                with pytest.raises(InvalidOption, match="used for another"):
+                    await ours.submit("echo", "there", request_id="a")
+            async with fleet.working():
+                assert (await found.result()).text == "1: hello"
+
+
 @pytest.mark.parametrize(
     "answer", ['{"result": {"text": "x"}}', '{"error": {}}', "nonsense", "[]", "5", "[" * 100_000, b"\xff"]
 )
