@@ -48,6 +48,7 @@ local function is_over(state) return state == 'done' or state == 'failed' or sta
 -- A write that needs no room, and changes nothing; behind it Redis refuses nothing, or the script would be half done.
 local function let_through() redis.call('ZREM', open, '') end
 local function add_who(id, who)
+    let_through()
     local known = get(id, 'who') or ''
     if not string.find('\\n' .. known .. '\\n', '\\n' .. who .. '\\n', 1, true) then
         redis.call('HSET', of(id), 'who', known .. '\\n' .. who)
@@ -306,7 +307,7 @@ return said
 DEAD: Final = _script("""
 local said = {}
 for _, each in ipairs(redis.call('XREVRANGE', base .. ':dead', '+', '-', 'COUNT', ARGV[1])) do
-    for _, what in ipairs({string.match(each[1], '%d+'), each[2][2], each[2][4], each[2][6]}) do table.insert(said, what) end
+    for _, what in ipairs({string.match(each[1], '%d+'), each[2][2], each[2][4] or '', each[2][6] or ''}) do table.insert(said, what) end
 end
 return said
 """)
