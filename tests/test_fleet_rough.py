@@ -12,7 +12,7 @@ from redis_server import Fleet, needs_redis
 
 from alloy_trio import InvalidOption, UnknownRequest
 from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
-from alloy_trio.fleet._scripts import BEGIN, RELEASE
+from alloy_trio.fleet._scripts import BEGIN, CLAIM, RELEASE
 
 pytestmark = needs_redis
 
@@ -69,6 +69,32 @@ async def test_what_a_worker_has_begun_without_knowing_is_no_try(how: str, fleet
         async with fleet.queue() as queue, fleet.working(fleet.worker(visibility=60.0, max_tries=1)):
             request = await queue.find("echo", request.request_id)
             assert (await request.result()).text == "1: hello"
+
+
+async def test_what_a_worker_has_taken_over_and_not_begun_is_still_a_try_of_the_dead_one(fleet: Fleet) -> None:
+    """Or a request would outlive its `max_tries` by workers that are stopped in time."""
+    dying, stopping = fleet.worker(visibility=0.5), fleet.worker(visibility=0.5)
+    with trio.fail_after(20):
+        async with fleet.queue() as queue:
+            request = await queue.submit("echo", "wait")
+            async with fleet.working(dying):
+                await fleet.echo.is_waiting.wait()
+                dying._link.run = away  # type: ignore[method-assign]
+            has_claimed = trio.Event()
+
+            async def claimed() -> None:
+                if await fleet.redis("XPENDING", fleet.key("queue"), "workers", "-", "+", "9", stopping.name):
+                    has_claimed.set()
+                    await trio.sleep_forever()
+
+            async with trio.open_nursery() as nursery:
+                await nursery.start(stopping.serve)
+                after(stopping, CLAIM, claimed)
+                await has_claimed.wait()
+                stopping.stop()
+            async with fleet.working(fleet.worker(max_tries=1)):
+                with pytest.raises(RequestPoisoned):
+                    await request.result()
 
 
 async def test_what_comes_as_a_worker_stops_is_for_others_at_once(fleet: Fleet) -> None:

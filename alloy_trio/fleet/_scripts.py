@@ -210,7 +210,8 @@ for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, work
     if not id or not keeps[id] then
         leave(id, entry)
         if id and get(id, 'entry') == entry then
-            if get(id, 'state') == 'running' then redis.call('HINCRBY', of(id), 'tries', -1) end
+            local got = redis.call('HMGET', of(id), 'state', 'owner')
+            if got[1] == 'running' and got[2] == worker then redis.call('HINCRBY', of(id), 'tries', -1) end
             push(id)
         end
     end
