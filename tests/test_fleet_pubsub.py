@@ -237,6 +237,7 @@ async def test_what_was_kept_need_not_be_ours(fleet: Fleet) -> None:
         (kept,) = found
         for words in ('{"topic":"a"}', "nonsense", "[" * 100_000):
             await fleet.redis("XADD", kept, "*", "from", "x", "message", words)
+        await fleet.redis("XADD", kept, "*", "message", "{}")
         with await here.subscribe_late("a", last=9) as late:
             here.publish("a", 2)
             assert await received(late, 2) == [1, 2]

@@ -416,7 +416,7 @@ local said = {}
 local found = redis.call('XREVRANGE', KEYS[1] .. 'kept:' .. ARGV[1], '+', '-', 'COUNT', ARGV[2])
 for at = #found, 1, -1 do
     table.insert(said, found[at][1])
-    table.insert(said, found[at][2][4])
+    table.insert(said, found[at][2][4] or '')
 end
 return said
 """,
