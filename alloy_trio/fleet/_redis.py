@@ -150,6 +150,7 @@ class Link:
 
     Attributes:
         patience: Seconds for which what cannot be done now is tried again.
+        is_closed: Whether it was left: nothing can be asked any more.
     """
 
     def __init__(self, url: str, patience: float) -> None:

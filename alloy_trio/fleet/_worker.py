@@ -244,7 +244,7 @@ class Worker:
                 runs.start_soon(self._perform, job)
 
     async def _leave(self) -> None:
-        """Give back what Redis has handed to a read, or begun, that was cancelled: all but what runs here."""
+        """Give back what calls that were cancelled have taken, or begun, without our hearing of it: all but what runs here."""
         for base in self._agents:
             try:
                 await self._link.run(
