@@ -220,6 +220,19 @@ async def test_a_line_goes_on_whose_first_is_gone(fleet: Fleet) -> None:
             assert not [each for each in await fleet.keys() if ":line:" in each]
 
 
+async def test_a_line_goes_on_whose_first_nobody_misses(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thrown away in the same way, when its submitter has left: who waits behind it looks now and then."""
+    monkeypatch.setattr("alloy_trio.fleet._queue.LOOK_EVERY", 0.5)
+    with trio.fail_after(20):
+        async with fleet.queue() as left:
+            first = await left.submit("echo", "n 0", order="x")
+        async with fleet.queue() as queue:
+            second = await queue.submit("echo", "n 1", order="x")
+            await fleet.redis("DEL", fleet.key(f"r:{first.request_id}"))
+            async with fleet.working():
+                assert (await second.result()).text == "1: n 1"
+
+
 async def test_what_redis_has_thrown_away_is_not_open(fleet: Fleet) -> None:
     """Nor counts as such when nobody asks for it any more."""
     with trio.fail_after(20):

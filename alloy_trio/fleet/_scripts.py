@@ -287,7 +287,7 @@ return 1
 """)
 
 # ids → state, answer and digest of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
-# answers is "later": ask again for it.
+# answers is "later": ask again for it. Who looks for one that waits lets its line go on, if the first of it was thrown away.
 FETCH: Final = _script("""
 local said, size = {}, 0
 for _, id in ipairs(ARGV) do
@@ -297,6 +297,7 @@ for _, id in ipairs(ARGV) do
         if size > 4000000 then state = 'later' else answer = get(id, 'answer') or '' end
         size = size + #answer
     end
+    if state == 'waiting' then advance(base .. ':line:' .. (get(id, 'order') or '')) end
     table.insert(said, state)
     table.insert(said, answer)
     table.insert(said, get(id, 'digest') or '')
