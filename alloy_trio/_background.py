@@ -58,13 +58,13 @@ class Background:
     error: Exception | None = None
 
     def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
-        check_trio()
         self._fn = fn
         self._scope = trio.CancelScope()
         self._done = trio.Event()
-        self._manager = trio.open_nursery()
 
     async def __aenter__(self) -> Self:
+        check_trio()
+        self._manager = trio.open_nursery()  # not before: it asks for Trio
         nursery = await self._manager.__aenter__()
         nursery.start_soon(self._run)
         return self

@@ -91,13 +91,14 @@ class FarAgent:
     def __init__(self, near: Agent, far: RemoteAgent) -> None:
         self.near = near
         self.far = far
+        self.name = near.name  # these two are what one has who can be asked: a check finds no `__getattr__`
+        self.chat = far.chat
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.far if name in _OVER else self.near, name)
 
 
 _OVER = {
-    "chat",
     "stream_chat",
     "send_message",
     "cancel_request",

@@ -183,10 +183,10 @@ def drill(plan: Plan, folder: Path) -> Outcome:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=3)
-    parser.add_argument("--kill-every", type=float, default=4.0)
-    plan = Plan(**vars(parser.parse_args()))
+    parser.add_argument("--requests", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--kill-every", type=float)
+    plan = Plan(**{name: value for name, value in vars(parser.parse_args()).items() if value is not None})
     with tempfile.TemporaryDirectory() as folder:
         outcome = drill(plan, Path(folder))
     print(outcome)

@@ -91,6 +91,7 @@ def test_a_question(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: p
         (["--agent", "clock"], "a wrong one, and long", "does not take the token that is in ALLOY_TOKEN"),
         (["--agent", "other"], TOKEN, "the script is at its end"),
         (["--tools", "none"], TOKEN, "--tools does not go with --connect"),
+        (["--yolo"], TOKEN, "--yolo does not go with --connect"),
         (["--nothing"], TOKEN, "No such option"),
         (["--prefix", "mine"], TOKEN, "--prefix is for a fleet"),
     ],

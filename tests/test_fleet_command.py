@@ -157,7 +157,7 @@ class TestWorker:
         process.stderr.close()
 
     async def test_a_conversation_is_kept_as_long_as_it_lasts(self, server: RedisServer) -> None:
-        """Nobody else knows its name. One prompt is no conversation."""
+        """Nobody else knows its name, also where the terminal hangs up. One prompt is no conversation."""
 
         async def nothing(text: str) -> None:
             raise AssertionError(text)
@@ -172,6 +172,12 @@ class TestWorker:
                 for asked, answer in (("one", "1: one"), ("two", "2: two")):
                     assert (await far.ask(asked, view)).text == answer
                 assert len(await store.sessions()) == 1
+            assert not await store.sessions()
+            with trio.CancelScope() as hung_up:
+                async with reached(server.url, "echo", None, nothing, talks=True) as far:
+                    assert (await far.ask("one", view)).text == "1: one"
+                    hung_up.cancel()
+                    await trio.sleep_forever()
             assert not await store.sessions()
             async with reached(server.url, "echo", "alloy", nothing, talks=False) as far:
                 assert (await far.ask("three", view)).text == "1: three"
@@ -192,7 +198,7 @@ class TestWorker:
         assert process.stderr is not None
         assert process.stderr.readline() == "waiting for Redis\n"
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=5)[1] == ""
+        assert process.communicate(timeout=30)[1] == ""  # else it says at the end of its patience that Redis is away
         assert process.returncode == 0
 
 

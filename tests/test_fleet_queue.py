@@ -300,10 +300,14 @@ async def test_dead_letters_are_read_whatever_is_in_them(fleet: Fleet) -> None:
         await fleet.redis("XADD", dead, "*", "id", "a", "body", "no JSON", "tries", "1")
         body = '{"prompt": "hi", "session_id": "s"}'
         await fleet.redis("XADD", dead, "*", "id", "b", "body", body, "tries", "3")
+        await fleet.redis("XADD", dead, "*", "a", "b")
+        await fleet.redis("XADD", dead, "*", "id", "c", "body", body, "tries", "many")
         letters = await queue.dead_letters("echo")
-        assert [(each.request_id, each.prompt, each.session_id) for each in letters] == [
-            ("b", "hi", "s"),
-            ("a", None, None),
+        assert [(each.request_id, each.prompt, each.session_id, each.tries) for each in letters] == [
+            ("c", None, None, 0),
+            ("b", None, None, 0),
+            ("b", "hi", "s", 3),
+            ("a", None, None, 1),
         ]
         assert await queue.dead_letters("echo", last=1) == letters[:1]
 

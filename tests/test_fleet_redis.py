@@ -143,7 +143,11 @@ async def test_a_full_redis(server: RedisServer) -> None:
                 await queue.submit("echo", "hello")
             assert await fleet.keys() == keys
             assert await behind.cancel()
-            fleet.echo.go_on.set()
+            async with fleet.queue() as other:
+                found = await other.find("echo", "a")
+                again = await other.submit("echo", "wait", request_id="a")
+                fleet.echo.go_on.set()
+                assert (await found.result()).text == (await again.result()).text == "1: wait"
             assert (await waiting.result()).text == "1: wait"
             assert (await later.result()).text == "1: wait"
             assert (await last.result()).text == "1: wait"

@@ -12,7 +12,7 @@ from redis_server import Fleet, needs_redis
 
 from alloy_trio import InvalidOption, UnknownRequest
 from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
-from alloy_trio.fleet._scripts import BEGIN, RELEASE
+from alloy_trio.fleet._scripts import BEGIN, CLAIM, RELEASE
 
 pytestmark = needs_redis
 
@@ -69,6 +69,32 @@ async def test_what_a_worker_has_begun_without_knowing_is_no_try(how: str, fleet
         async with fleet.queue() as queue, fleet.working(fleet.worker(visibility=60.0, max_tries=1)):
             request = await queue.find("echo", request.request_id)
             assert (await request.result()).text == "1: hello"
+
+
+async def test_what_a_worker_has_taken_over_and_not_begun_is_still_a_try_of_the_dead_one(fleet: Fleet) -> None:
+    """Or a request would outlive its `max_tries` by workers that are stopped in time."""
+    dying, stopping = fleet.worker(visibility=0.5), fleet.worker(visibility=0.5)
+    with trio.fail_after(20):
+        async with fleet.queue() as queue:
+            request = await queue.submit("echo", "wait")
+            async with fleet.working(dying):
+                await fleet.echo.is_waiting.wait()
+                dying._link.run = away  # type: ignore[method-assign]
+            has_claimed = trio.Event()
+
+            async def claimed() -> None:
+                if await fleet.redis("XPENDING", fleet.key("queue"), "workers", "-", "+", "9", stopping.name):
+                    has_claimed.set()
+                    await trio.sleep_forever()
+
+            async with trio.open_nursery() as nursery:
+                await nursery.start(stopping.serve)
+                after(stopping, CLAIM, claimed)
+                await has_claimed.wait()
+                stopping.stop()
+            async with fleet.working(fleet.worker(max_tries=1)):
+                with pytest.raises(RequestPoisoned):
+                    await request.result()
 
 
 async def test_what_comes_as_a_worker_stops_is_for_others_at_once(fleet: Fleet) -> None:
@@ -143,17 +169,20 @@ async def test_a_hold_lasts_from_its_beginning(fleet: Fleet) -> None:
         async with fleet.queue() as queue, fleet.working(worker):
             link: Any = worker._link
             run = link.run
+            began = 0.0
 
             async def later(what: object, *args: Any, **options: Any) -> Any:
+                nonlocal began
                 if what is BEGIN:
                     await trio.sleep(0.5)
+                    began = trio.current_time()
                 return await run(what, *args, **options)
 
             link.run = later
             await queue.submit("echo", "wait")
             await fleet.echo.is_waiting.wait()
             ((_, _, idle, _),) = await fleet.redis("XPENDING", fleet.key("queue"), "workers", "-", "+", "9")
-            assert idle < 400
+            assert idle / 1000 < trio.current_time() - began + 0.1
 
 
 async def test_what_somebody_else_has_put_into_redis_stops_no_worker(fleet: Fleet) -> None:
@@ -189,6 +218,19 @@ async def test_a_line_goes_on_whose_first_is_gone(fleet: Fleet) -> None:
                 for number, request in enumerate(requests):
                     assert (await request.result()).text == f"1: n {number}"
             assert not [each for each in await fleet.keys() if ":line:" in each]
+
+
+async def test_a_line_goes_on_whose_first_nobody_misses(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thrown away in the same way, when its submitter has left: who waits behind it looks now and then."""
+    monkeypatch.setattr("alloy_trio.fleet._queue.LOOK_EVERY", 0.5)
+    with trio.fail_after(20):
+        async with fleet.queue() as left:
+            first = await left.submit("echo", "n 0", order="x")
+        async with fleet.queue() as queue:
+            second = await queue.submit("echo", "n 1", order="x")
+            await fleet.redis("DEL", fleet.key(f"r:{first.request_id}"))
+            async with fleet.working():
+                assert (await second.result()).text == "1: n 1"
 
 
 async def test_what_redis_has_thrown_away_is_not_open(fleet: Fleet) -> None:
@@ -270,6 +312,19 @@ async def test_a_queue_that_was_left_asks_nothing(fleet: Fleet) -> None:
                 await ask()
 
 
+async def test_an_id_that_somebody_else_has_is_refused_and_theirs_is_answered(fleet: Fleet) -> None:
+    """To who has found it here as well, though the same queue was asked for another thing by that id."""
+    with trio.fail_after(10):
+        async with fleet.queue() as theirs, fleet.queue() as ours:
+            await theirs.submit("echo", "hello", request_id="a")
+            found = await ours.find("echo", "a")
+            for _ in range(2):
+                with pytest.raises(InvalidOption, match="used for another"):
+                    await ours.submit("echo", "there", request_id="a")
+            async with fleet.working():
+                assert (await found.result()).text == "1: hello"
+
+
 @pytest.mark.parametrize(
     "answer", ['{"result": {"text": "x"}}', '{"error": {}}', "nonsense", "[]", "5", "[" * 100_000, b"\xff"]
 )
@@ -295,7 +350,7 @@ async def test_what_a_dead_worker_has_left_does_not_wait_one_by_one(fleet: Fleet
                 dying._link.run = away  # type: ignore[method-assign]
             second.go_on.set()
             async with fleet.working(other):
-                with trio.fail_after(5):
+                with trio.fail_after(8):  # one by one it would be 11 seconds
                     for request in requests:
                         await request.result()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
+import trio
 
 import alloy_trio
 from alloy_trio import (
@@ -28,9 +29,10 @@ from alloy_trio import (
 )
 from alloy_trio._catalog import ModelInfo, builtin_catalog
 from alloy_trio._config import Config, configure
+from alloy_trio.events import TextDelta
 from alloy_trio.providers import Anthropic, Demo, OpenAI, OpenAICompat, Request, Response
 from alloy_trio.supervision import open_supervisor
-from alloy_trio.testing import ScriptedProvider, error, text, tool_call
+from alloy_trio.testing import FaultServer, ScriptedProvider, error, text, tool_call
 
 if TYPE_CHECKING:
     from alloy_trio import RunState
@@ -533,6 +535,17 @@ def test_who_runs_it_in_asyncio_is_told_what_to_do() -> None:
     for door in (one_run, one_stream, one_agent, one_supervisor):
         with pytest.raises(RuntimeError, match=r"trio\.run\(main\), or call run_sync"):
             asyncio.run(door())
+
+
+def test_what_is_made_before_trio_runs_is_entered_within() -> None:
+    """So that a function that is not async may hand out a stream; a server of faults may be a fixture."""
+    events, server = stream("hi", provider=ScriptedProvider(["hello"])), FaultServer()
+
+    async def main() -> str:
+        async with server, events:
+            return "".join([event.text async for event in events if isinstance(event, TextDelta)])
+
+    assert trio.run(main) == "hello"
 
 
 async def test_run_sync_in_a_trio_loop_says_what_to_do() -> None:

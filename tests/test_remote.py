@@ -58,6 +58,7 @@ from alloy_trio.remote import (
     serve_agents,
 )
 from alloy_trio.remote._data import error_from_json, error_to_json, result_from_json, result_to_json
+from alloy_trio.remote._dial import why_not
 from alloy_trio.remote._house import House
 from alloy_trio.remote._peer import Limits
 from alloy_trio.supervision import Registry, open_supervisor
@@ -264,6 +265,12 @@ async def test_nobody_there() -> None:
         with pytest.raises(ConnectionLost, match=r": Connection refused; is the server there\?$"):
             async with connect(url.replace("127.0.0.1", name), TOKEN):
                 pass
+
+
+def test_a_name_that_is_not_known_is_said_in_words_of_its_own() -> None:
+    """Where its number is positive, as on macOS, another error has the same one."""
+    error = socket.gaierror(8, "nodename nor servname provided, or not known")
+    assert why_not(error) == "nodename nor servname provided, or not known; is the server there?"
 
 
 @pytest.mark.parametrize("url", ["", "http://x", "ws://", "x"])

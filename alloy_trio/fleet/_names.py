@@ -51,7 +51,9 @@ def address(url: Any) -> Address:
     if not is_one or not isinstance(url, str):
         raise InvalidOption("the address of Redis has to be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
     if is_seen:  # no repr would hide it there
-        raise InvalidOption("a password stands before the host of Redis: redis://:PASSWORD@HOST, letters like / as %2F")
+        raise InvalidOption(
+            "put the password before the host of Redis: redis://:PASSWORD@HOST, with / as %2F, and so on"
+        )
     return Address(url)
 
 

@@ -25,7 +25,7 @@ from .._util import digest, new_id
 from ._errors import RedisUnavailable
 from ._names import PREFIX, URL, address, base_key, check_count, check_id, check_prefix, check_seconds, encode
 from ._redis import Link, beside, open_link
-from ._request import DeadLetter, QueuedRequest, left, to_dead_letter
+from ._request import Asked, DeadLetter, QueuedRequest, left, to_dead_letter
 from ._scripts import CANCEL, DEAD, FETCH, STATISTICS, SUBMIT, TELL
 
 if TYPE_CHECKING:
@@ -122,11 +122,9 @@ class RedisQueue:
         body = encode({"prompt": prompt_to_json(prompt), "session_id": session_id})
         asked = (body, digest(line.encode() + b"\n" + body), line)
         request = self._open.get((base, request_id)) or QueuedRequest(self, agent, request_id, asked)
-        if request._asked is None:  # noqa: SLF001 - ours; somebody has looked for it by its id
-            request._asked = asked  # noqa: SLF001
-        if request._asked != asked:  # noqa: SLF001
+        if request._asked not in {None, asked}:  # noqa: SLF001 - ours; None where somebody has looked for it by its id
             raise _used(request_id)
-        await self._send(base, request)
+        await self._send(base, request, asked)
         return request
 
     async def chat(
@@ -208,15 +206,15 @@ class RedisQueue:
             request._is_sent = True  # noqa: SLF001 - ours, as in all that follows
         return request
 
-    async def _send(self, base: str, request: QueuedRequest) -> None:
+    async def _send(self, base: str, request: QueuedRequest, asked: Asked) -> None:
         """Submit, for the first time or again. Raises QueueFull, InvalidOption, RedisUnavailable."""
-        assert request._asked is not None  # noqa: SLF001
         self._open[base, request.request_id] = request  # before, so that the answer finds it
         self._listen_to(base)
         request._senders += 1  # noqa: SLF001
         try:
-            said = await self._submit(base, request)
-            request._is_sent |= said not in {"full", "other"}  # noqa: SLF001
+            said = await self._submit(base, request.request_id, asked)
+            if said not in {"full", "other"}:
+                request._is_sent, request._asked = True, asked  # noqa: SLF001
         finally:
             request._senders -= 1  # noqa: SLF001
             if not request._is_sent and not request._senders:  # noqa: SLF001
@@ -230,11 +228,10 @@ class RedisQueue:
         if said not in {"queued", "waiting", "running"}:
             await self._look(base, [request.request_id])
 
-    async def _submit(self, base: str, request: QueuedRequest) -> str:
-        assert request._asked is not None  # noqa: SLF001
-        body, what, order = request._asked  # noqa: SLF001
+    async def _submit(self, base: str, request_id: str, asked: Asked) -> str:
+        body, what, order = asked
         keep = max(1, round(self._keep))
-        said = await self._link.run(SUBMIT, base, request.request_id, body, what, self._name, order, keep, self._most)
+        said = await self._link.run(SUBMIT, base, request_id, body, what, self._name, order, keep, self._most)
         return str(said, "ascii")
 
     async def _cancel(self, request: QueuedRequest) -> None:
@@ -320,7 +317,7 @@ class RedisQueue:
             request._tell(answer)  # noqa: SLF001
         elif is_gone and request._asked is not None:  # noqa: SLF001
             logger.warning("Redis has forgotten request %s: it is submitted again", request_id)
-            await self._submit(base, request)
+            await self._submit(base, request_id, request._asked)  # noqa: SLF001
         elif is_gone:
             del self._open[base, request_id]
             request._tell(UnknownRequest(f"there is no request {request_id!r:.100}, or no more"))  # noqa: SLF001

@@ -150,6 +150,7 @@ class Link:
 
     Attributes:
         patience: Seconds for which what cannot be done now is tried again.
+        is_closed: Whether it was left: nothing can be asked any more.
     """
 
     def __init__(self, url: str, patience: float) -> None:
@@ -212,7 +213,7 @@ class Link:
         until, pause = trio.current_time() + patience, 0.05
         while True:
             if self.is_closed:
-                raise RedisUnavailable("it was left, and reaches Redis no more: open another one")
+                raise RedisUnavailable("the way to Redis is closed, as its `async with` was left: open another one")
             try:
                 return await client.ask(what, seconds)
             except _NotNow as error:
@@ -295,14 +296,9 @@ async def open_link(url: str, patience: float) -> AsyncIterator[Link]:
 
 async def _check(link: Link) -> None:
     """See whether Redis is there, and does not throw away what it has. Raises InvalidOption, RedisUnavailable."""
-    memory: Mapping[Any, Any] = await link.command(lambda client: client.info("memory"))
-    said = {_text(key): _text(value) for key, value in memory.items()}
+    said: Mapping[str, Any] = await link.command(lambda client: client.info("memory"))
     policy = said.get("maxmemory_policy", "noeviction")
-    if said.get("maxmemory", "0") != "0" and policy != "noeviction":
+    if said.get("maxmemory") and policy != "noeviction":
         raise InvalidOption(
             f"Redis may throw away what is queued when it is full: its maxmemory-policy is {policy}; set it to noeviction"
         )
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

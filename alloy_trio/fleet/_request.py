@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .._result import Result
     from ._queue import RedisQueue
 
+Asked = tuple[bytes, str, str]
+"""What is asked: body, digest, and the line that it stands in."""
+
 
 @attrs.frozen(kw_only=True)
 class DeadLetter:
@@ -43,13 +46,12 @@ class DeadLetter:
 
 def to_dead_letter(ts: bytes, request_id: bytes, body: bytes, tries: bytes) -> DeadLetter:
     """Read one, whatever is in it."""
-    prompt = session_id = None
+    prompt, session_id, count = None, None, 0
     with contextlib.suppress(*UNREADABLE):
+        count = int(tries)
         asked = msgspec.json.decode(body)
         prompt, session_id = prompt_from_json(asked["prompt"]), asked["session_id"]
-    return DeadLetter(
-        request_id=text(request_id), prompt=prompt, session_id=session_id, tries=int(tries), ts=int(ts) / 1000
-    )
+    return DeadLetter(request_id=text(request_id), prompt=prompt, session_id=session_id, tries=count, ts=int(ts) / 1000)
 
 
 class QueuedRequest:
@@ -61,11 +63,11 @@ class QueuedRequest:
         request_id: Its id: yours, or a random one.
     """
 
-    def __init__(self, queue: RedisQueue, agent: str, request_id: str, asked: tuple[bytes, str, str] | None) -> None:
+    def __init__(self, queue: RedisQueue, agent: str, request_id: str, asked: Asked | None) -> None:
         self.agent: str = agent
         self.request_id: str = request_id
         self._queue = queue
-        self._asked = asked  # body, digest, order; None for one that somebody else has submitted
+        self._asked = asked  # None for one that somebody else has submitted
         self._is_sent = False
         self._senders = 0  # tasks that submit it just now
         self._news = trio.Event()

@@ -48,6 +48,7 @@ local function is_over(state) return state == 'done' or state == 'failed' or sta
 -- A write that needs no room, and changes nothing; behind it Redis refuses nothing, or the script would be half done.
 local function let_through() redis.call('ZREM', open, '') end
 local function add_who(id, who)
+    let_through()
     local known = get(id, 'who') or ''
     if not string.find('\\n' .. known .. '\\n', '\\n' .. who .. '\\n', 1, true) then
         redis.call('HSET', of(id), 'who', known .. '\\n' .. who)
@@ -209,7 +210,8 @@ for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, work
     if not id or not keeps[id] then
         leave(id, entry)
         if id and get(id, 'entry') == entry then
-            if get(id, 'state') == 'running' then redis.call('HINCRBY', of(id), 'tries', -1) end
+            local got = redis.call('HMGET', of(id), 'state', 'owner')
+            if got[1] == 'running' and got[2] == worker then redis.call('HINCRBY', of(id), 'tries', -1) end
             push(id)
         end
     end
@@ -285,7 +287,7 @@ return 1
 """)
 
 # ids → state, answer and digest of each; "" for a request that is not known, or is not over. What comes behind some megabytes of
-# answers is "later": ask again for it.
+# answers is "later": ask again for it. Who looks for one that waits lets its line go on, if the first of it was thrown away.
 FETCH: Final = _script("""
 local said, size = {}, 0
 for _, id in ipairs(ARGV) do
@@ -295,6 +297,7 @@ for _, id in ipairs(ARGV) do
         if size > 4000000 then state = 'later' else answer = get(id, 'answer') or '' end
         size = size + #answer
     end
+    if state == 'waiting' then advance(base .. ':line:' .. (get(id, 'order') or '')) end
     table.insert(said, state)
     table.insert(said, answer)
     table.insert(said, get(id, 'digest') or '')
@@ -306,7 +309,7 @@ return said
 DEAD: Final = _script("""
 local said = {}
 for _, each in ipairs(redis.call('XREVRANGE', base .. ':dead', '+', '-', 'COUNT', ARGV[1])) do
-    for _, what in ipairs({string.match(each[1], '%d+'), each[2][2], each[2][4], each[2][6]}) do table.insert(said, what) end
+    for _, what in ipairs({string.match(each[1], '%d+'), each[2][2], each[2][4] or '', each[2][6] or ''}) do table.insert(said, what) end
 end
 return said
 """)
@@ -418,7 +421,7 @@ local said = {}
 local found = redis.call('XREVRANGE', KEYS[1] .. 'kept:' .. ARGV[1], '+', '-', 'COUNT', ARGV[2])
 for at = #found, 1, -1 do
     table.insert(said, found[at][1])
-    table.insert(said, found[at][2][4])
+    table.insert(said, found[at][2][4] or '')
 end
 return said
 """,

@@ -248,7 +248,7 @@ class Worker:
                 runs.start_soon(self._perform, job)
 
     async def _leave(self) -> None:
-        """Give back what Redis has handed to a read, or begun, that was cancelled: all but what runs here."""
+        """Give back what calls that were cancelled have taken, or begun, without our hearing of it: all but what runs here."""
         for base in self._agents:
             try:
                 await self._link.run(
@@ -261,7 +261,7 @@ class Worker:
 
     async def _perform(self, job: Job) -> None:
         answer: tuple[str, bytes] | None = None
-        is_told = is_through = False
+        is_told = False
         try:
             with job.scope:
                 async with self._limit:
@@ -271,12 +271,10 @@ class Worker:
             if answer is not None:
                 await self._finish(job, answer)
                 is_told = True
-            is_through = True
         finally:
             if not is_told:  # we are cancelled, or what we hold is lost
-                error = None if is_through else sys.exception()
                 with trio.move_on_after(_GRACE, shield=True):
-                    await (self._give_back(job, error) if answer is None else self._finish(job, answer))
+                    await (self._give_back(job, sys.exception()) if answer is None else self._finish(job, answer))
             self._forget(job)
 
     def _forget(self, job: Job) -> None:

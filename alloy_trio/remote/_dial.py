@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import ssl
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -82,10 +83,12 @@ def why_not(error: Exception) -> str:
             return f"TLS fails ({reason}); does the server say wss://, or ws://?"
         case trio.BrokenResourceError():
             return f"{cause}; does the server say ws://, or wss://?"
-        case OSError(errno=int(number)) if number > 0:  # Trio's words have the address once more
-            return f"{os.strerror(number)}; is the server there?"
-        case OSError(strerror=str(words)):
+        case socket.gaierror(
+            strerror=str(words)
+        ):  # its numbers are of its own, and on some systems look like those below
             return f"{words}; is the server there?"
+        case OSError(errno=int(number)):  # Trio's words have the address once more
+            return f"{os.strerror(number)}; is the server there?"
         case _:
             return f"{cause}; is the server there?"
 

@@ -209,7 +209,7 @@ class _Server:
         if PROTOCOL not in request.proposed_subprotocols:
             return None, _UPGRADE, f"this server speaks {PROTOCOL}: Sec-WebSocket-Protocol: {PROTOCOL}"
         if self._let_in >= self.limits.max_connections:
-            return None, _BUSY, f"more connections than max_connections={self.limits.max_connections} allows are open"
+            return None, _BUSY, f"it would be one more than max_connections={self.limits.max_connections} allows"
         return permissions, 0, ""
 
     async def _decide(self, request: WebSocketRequest) -> None:

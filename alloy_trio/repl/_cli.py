@@ -234,7 +234,7 @@ def _elsewhere(command: click.Command, given: list[str]) -> int:
     try:
         return int(command.main(given, prog_name="python -m alloy_trio", standalone_mode=False) or 0)
     except click.NoSuchOption as error:
-        if not any(error.option_name in option.opts for option in _command.params):
+        if not any(error.option_name in {*option.opts, *option.secondary_opts} for option in _command.params):
             raise
         raise click.UsageError(
             f"{error.option_name} does not go with --connect: what a run is made of is chosen where the agent lives"

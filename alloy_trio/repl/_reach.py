@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 TOKEN: Final = "ALLOY_TOKEN"  # noqa: S105 - the name of a variable
 _UNAUTHORIZED: Final = 401
 _PATIENCE: Final = 3.0  # seconds of silence, before it is said what may be wrong
+_LAST: Final = 2.0  # seconds that Redis has to forget a conversation
 
 
 class Far(Protocol):
@@ -155,11 +156,13 @@ async def _queued(url: str, name: str | None, prefix: str | None, say: Say, *, t
     url, prefix = redis_url(url) or url, PREFIX if prefix is None else prefix
     session_id = new_id() if talks else None
     async with open_queue(url, prefix=prefix) as queue:
-        yield Queued(queue, name, say, session_id)
-    if session_id is not None:  # nobody else knows its name, and Redis would keep it for ever
-        with contextlib.suppress(AlloyError):
-            async with RedisStore(url, prefix=prefix, patience=1.0) as store:
-                await store.delete(session_id)
+        try:
+            yield Queued(queue, name, say, session_id)
+        finally:
+            if session_id is not None:  # nobody else knows its name, and Redis would keep it for ever
+                store = RedisStore._over(queue._link, prefix, _LAST)  # noqa: SLF001 - its own door
+                with trio.move_on_after(_LAST, shield=True), contextlib.suppress(AlloyError):
+                    await store.delete(session_id)
 
 
 @contextlib.asynccontextmanager

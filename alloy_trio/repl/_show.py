@@ -341,7 +341,7 @@ _ELSEWHERE = ("set where the agent lives",) * 3
 
 
 def shortfall(result: Result, *, is_ours: bool = True) -> str | None:
-    """Say what keeps a run that ended well from being done, if something does. What it is allowed, is `ours` to say or not."""
+    """Say what keeps a run that ended well from being done, if something does; naming our options, if the run was `ours`."""
     turns, money, tokens = ("--max-turns", "--budget, /budget", "--max-output-tokens") if is_ours else _ELSEWHERE
     if result.status == "max_turns":
         return f"stopped after {_count(result.turns)} ({turns}): the work may be unfinished"

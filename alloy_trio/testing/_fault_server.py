@@ -64,8 +64,8 @@ class FaultServer:
     Args:
         script: The faults, first one first, and maybe without an end; None for a request that is answered well.
         answer: What a good answer says.
-        ssl_context: What it speaks TLS with, for 127.0.0.1; None: it speaks none. Where a fault leaves an answer, nothing says that it was
-            meant to end there.
+        ssl_context: What it speaks TLS with, for 127.0.0.1; None: it speaks none. A fault that ends a connection ends it without
+            TLS's goodbye.
 
     Attributes:
         url: Its address, for `base_url=`.
