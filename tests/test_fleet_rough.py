@@ -10,7 +10,7 @@ import trio
 from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
-from alloy_trio import InvalidOption, UnknownRequest
+from alloy_trio import InvalidOption, RequestCancelled, UnknownRequest
 from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
 from alloy_trio.fleet._scripts import BEGIN, CLAIM, RELEASE
 
@@ -69,6 +69,23 @@ async def test_what_a_worker_has_begun_without_knowing_is_no_try(how: str, fleet
         async with fleet.queue() as queue, fleet.working(fleet.worker(visibility=60.0, max_tries=1)):
             request = await queue.find("echo", request.request_id)
             assert (await request.result()).text == "1: hello"
+
+
+async def test_a_cancel_of_what_a_worker_has_begun_without_knowing_waits_for_no_other(fleet: Fleet) -> None:
+    worker = fleet.worker(visibility=60.0)
+    with trio.fail_after(10):
+        async with fleet.queue() as queue, trio.open_nursery() as nursery:
+            await nursery.start(worker.serve)
+            after(worker, BEGIN, trio.sleep_forever)
+            request = await queue.submit("echo", "hello")
+            while not (await queue.statistics("echo")).running:  # noqa: ASYNC110 - another end says so, through Redis
+                await trio.sleep(0.01)
+            with trio.move_on_after(0.1):
+                await request.cancel()
+            worker.stop()
+            with pytest.raises(RequestCancelled):
+                await request.result()
+            assert (await queue.statistics("echo")).pending == 0
 
 
 async def test_what_a_worker_has_taken_over_and_not_begun_is_still_a_try_of_the_dead_one(fleet: Fleet) -> None:

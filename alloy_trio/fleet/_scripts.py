@@ -198,11 +198,11 @@ push(id)
 return 'queued'
 """)
 
-# worker, then ids: it takes nothing more, and runs these only; what else it was handed, or has begun and does not know, is
-# for others. Without ids it ends.
+# worker, answer to a cancelled one, then ids: it takes nothing more, and runs these only; what else it was handed, or has begun
+# and does not know, is for others. Without ids it ends.
 LEAVE: Final = _script("""
-local worker, keeps = ARGV[1], {}
-for at = 2, #ARGV do keeps[ARGV[at]] = true end
+local worker, cancelled, keeps = ARGV[1], ARGV[2], {}
+for at = 3, #ARGV do keeps[ARGV[at]] = true end
 for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, worker)) do
     local entry = each[1]
     local found = redis.call('XRANGE', queue, entry, entry)[1]
@@ -210,13 +210,13 @@ for _, each in ipairs(redis.call('XPENDING', queue, group, '-', '+', 10000, work
     if not id or not keeps[id] then
         leave(id, entry)
         if id and get(id, 'entry') == entry then
-            local got = redis.call('HMGET', of(id), 'state', 'owner')
+            local got = redis.call('HMGET', of(id), 'state', 'owner', 'cancel')
             if got[1] == 'running' and got[2] == worker then redis.call('HINCRBY', of(id), 'tries', -1) end
-            push(id)
+            if got[3] == '1' then settle(id, 'cancelled', cancelled) else push(id) end
         end
     end
 end
-if #ARGV == 1 then redis.call('XGROUP', 'DELCONSUMER', queue, group, worker) end
+if #ARGV == 2 then redis.call('XGROUP', 'DELCONSUMER', queue, group, worker) end
 return 0
 """)
 

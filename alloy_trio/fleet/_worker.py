@@ -251,9 +251,8 @@ class Worker:
         """Give back what calls that were cancelled have taken, or begun, without our hearing of it: all but what runs here."""
         for base in self._agents:
             try:
-                await self._link.run(
-                    LEAVE, base, self.name, *[job.id for job in self._jobs.values() if job.base == base]
-                )
+                ours = [job.id for job in self._jobs.values() if job.base == base]
+                await self._link.run(LEAVE, base, self.name, _CANCELLED, *ours)
             except AlloyError as error:
                 logger.warning("worker %s ends, and could not say so: %s", self.name, error)
 
