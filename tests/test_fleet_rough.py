@@ -11,7 +11,7 @@ from fleet_agents import Echo
 from redis_server import Fleet, needs_redis
 
 from alloy_trio import InvalidOption, RequestCancelled, UnknownRequest
-from alloy_trio.fleet import RedisUnavailable, RequestPoisoned, WorkerError
+from alloy_trio.fleet import QueuedRequest, RedisQueue, RedisUnavailable, RequestPoisoned, Worker, WorkerError
 from alloy_trio.fleet._scripts import BEGIN, CLAIM, RELEASE
 
 pytestmark = needs_redis
@@ -28,6 +28,16 @@ def after(worker: Any, script: object, wait: Any) -> None:
         return said
 
     worker._link.run = slow
+
+
+async def begun_unheard(worker: Worker, queue: RedisQueue, nursery: trio.Nursery) -> QueuedRequest:
+    """Have a worker begin a request in Redis, and never hear that it may."""
+    await nursery.start(worker.serve)
+    after(worker, BEGIN, trio.sleep_forever)
+    request = await queue.submit("echo", "hello")
+    while not (await queue.statistics("echo")).running:  # noqa: ASYNC110 - another end says so, through Redis
+        await trio.sleep(0.01)
+    return request
 
 
 async def away(*_: object, **__: object) -> None:
@@ -57,11 +67,7 @@ async def test_what_a_worker_has_begun_without_knowing_is_no_try(how: str, fleet
     worker = fleet.worker(visibility=60.0, max_tries=1)
     with trio.fail_after(10):
         async with fleet.queue() as queue, trio.open_nursery() as nursery:
-            await nursery.start(worker.serve)
-            after(worker, BEGIN, trio.sleep_forever)
-            request = await queue.submit("echo", "hello")
-            while not (await queue.statistics("echo")).running:  # noqa: ASYNC110 - another end says so, through Redis
-                await trio.sleep(0.01)
+            request = await begun_unheard(worker, queue, nursery)
             if how == "stop":
                 worker.stop()
             else:
@@ -75,11 +81,7 @@ async def test_a_cancel_of_what_a_worker_has_begun_without_knowing_waits_for_no_
     worker = fleet.worker(visibility=60.0)
     with trio.fail_after(10):
         async with fleet.queue() as queue, trio.open_nursery() as nursery:
-            await nursery.start(worker.serve)
-            after(worker, BEGIN, trio.sleep_forever)
-            request = await queue.submit("echo", "hello")
-            while not (await queue.statistics("echo")).running:  # noqa: ASYNC110 - another end says so, through Redis
-                await trio.sleep(0.01)
+            request = await begun_unheard(worker, queue, nursery)
             with trio.move_on_after(0.1):
                 await request.cancel()
             worker.stop()

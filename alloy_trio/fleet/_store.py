@@ -230,10 +230,10 @@ class RedisStore(_Sessions):
         self._opened: AbstractAsyncContextManager[Link] | None = None
 
     @classmethod
-    def _over(cls, link: Link, prefix: str, keep: float | None, waits: float) -> Self:
+    def _over(cls, link: Link, prefix: str, keep: int, waits: float) -> Self:
         """Make one of a way to Redis that is open, and stays so."""
-        store = cls(prefix=prefix, keep=keep)
-        store._link, store._waits = link, waits
+        store = cls(prefix=prefix)
+        store._link, store._keep, store._waits = link, keep, waits
         return store
 
     def lease(self, session_id: str, *, seconds: float = 30.0) -> AbstractAsyncContextManager[SessionLease]:

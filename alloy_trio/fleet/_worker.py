@@ -111,9 +111,9 @@ class Worker:
         self._agents = {base_key(prefix, name): (name, config) for name, config in agents.items()}
         self._concurrency = check_count("concurrency", concurrency)
         self._visibility = check_seconds("visibility", visibility, 0.1)
-        to_keep("keep_sessions", keep_sessions)
-        self._keep_sessions = keep_sessions
+        self._keep_sessions = to_keep("keep_sessions", keep_sessions)
         self._max_tries = check_count("max_tries", max_tries)
+        self._poisoned = encode({"error": error_to_json(poisoned(max_tries))})
         self._patience = check_seconds("patience", patience)
         self._jobs: dict[tuple[str, str], Job] = {}
         self._limit = trio.CapacityLimiter(concurrency)
@@ -236,11 +236,11 @@ class Worker:
         """Begin requests, given as entry, id, entry, id and so on. Raises RedisUnavailable."""
         pairs = zip(some[::2], some[1::2], strict=True)
         some = [each for pair in pairs if (base, pair[1]) not in self._jobs for each in pair]
-        words = encode({"error": error_to_json(poisoned(self._max_tries))})
         for at in range(0, len(some), 2 * _AT_ONCE):
             until = trio.current_time() + self._visibility
             few = some[at : at + 2 * _AT_ONCE]
-            begun = await self._link.run(BEGIN, base, self.name, new_id(), self._max_tries, words, _CANCELLED, *few)
+            answers = self._poisoned, _CANCELLED
+            begun = await self._link.run(BEGIN, base, self.name, new_id(), self._max_tries, *answers, *few)
             for id_, fence, body in begun:
                 scope = trio.CancelScope(deadline=until)
                 job = Job(base, self._agents[base][0], id_.decode(), fence, body, scope)

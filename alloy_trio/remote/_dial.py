@@ -83,9 +83,7 @@ def why_not(error: Exception) -> str:
             return f"TLS fails ({reason}); does the server say wss://, or ws://?"
         case trio.BrokenResourceError():
             return f"{cause}; does the server say ws://, or wss://?"
-        case socket.gaierror(
-            strerror=str(words)
-        ):  # its numbers are of its own, and on some systems look like those below
+        case socket.gaierror(strerror=str(words)):  # its numbers may look like those below, and mean something else
             return f"{words}; is the server there?"
         case OSError(errno=int(number)):  # Trio's words have the address once more
             return f"{os.strerror(number)}; is the server there?"

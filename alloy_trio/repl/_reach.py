@@ -160,7 +160,7 @@ async def _queued(url: str, name: str | None, prefix: str | None, say: Say, *, t
             yield Queued(queue, name, say, session_id)
         finally:
             if session_id is not None:  # nobody else knows its name, and Redis would keep it for ever
-                store = RedisStore._over(queue._link, prefix, None, _LAST)  # noqa: SLF001 - its own door
+                store = RedisStore._over(queue._link, prefix, 0, _LAST)  # noqa: SLF001 - its own door
                 with trio.move_on_after(_LAST, shield=True), contextlib.suppress(AlloyError):
                     await store.delete(session_id)
 
